@@ -1,0 +1,1 @@
+"""The vocabulary both sides speak; it knows neither side."""

@@ -1,0 +1,162 @@
+"""A job: the risk team's typed question, its canonical bytes and its signature.
+
+The branch approves a job by its parameters, never by code: what runs is installed at the branch.
+Signature: Ed25519 (RFC 8032) over a domain-separated canonical JSON of everything but the signature.
+"""
+
+import base64
+import secrets
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from sfumato.common.canonical import canonical_bytes, content_hash
+from sfumato.common.contract import read_toml, validation_lines
+from sfumato.common.errors import BadInput, Refusal, RefusalCode
+
+SIGNATURE_DOMAIN = b"sfumato-job-v1\x00"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Privacy(_Strict):
+    """What the whole job may cost a customer at one branch population, evaluation included.
+
+    `size_share` pays for the noisy customer count that scales the gradient mean; `evaluation_share` for the
+    score histogram; the rest pays for training. Shares are of epsilon.
+    """
+
+    target_epsilon: float = Field(gt=0, le=20)
+    delta: float = Field(default=1e-6, gt=0, le=1e-3)
+    evaluation_share: float = Field(default=0.1, gt=0, lt=1)
+    size_share: float = Field(default=0.02, gt=0, lt=0.5)
+
+    @model_validator(mode="after")
+    def _shares(self) -> Self:
+        if self.evaluation_share + self.size_share >= 0.9:
+            raise ValueError("evaluation_share + size_share must leave at least a tenth for training")
+        return self
+
+
+class Model(_Strict):
+    """The churn net: bin or category embeddings, normalised numerics, an MLP."""
+
+    hidden: tuple[Annotated[int, Field(gt=0, le=512)], ...] = Field(default=(32,), max_length=4)
+    embedding_dim: int = Field(default=4, ge=1, le=64)
+    bins: int = Field(default=16, ge=2, le=64)
+
+
+class Training(_Strict):
+    """Local DP-SGD inside a round, and FedAvg over rounds. `sample_rate` is the Poisson rate of one step."""
+
+    rounds: int = Field(default=10, ge=1, le=1000)
+    local_steps: int = Field(default=20, ge=1, le=10000)
+    sample_rate: float = Field(default=0.1, gt=0, le=1)
+    max_grad_norm: float = Field(default=1.0, gt=0, le=100)
+    learning_rate: float = Field(default=0.01, gt=0, le=10)
+    optimizer: Literal["adam", "sgd"] = "adam"
+    seed: int = Field(default=0, ge=0, lt=2**32)  # initial weights only, never noise
+
+
+class Evaluation(_Strict):
+    holdout_fraction: float = Field(default=0.2, gt=0, lt=1)
+    bins: int = Field(default=32, ge=4, le=256)
+
+
+class Federation(_Strict):
+    """Who must take part, how rounds travel, and public FedAvg weights by branch name (equal if absent)."""
+
+    travel: Literal["session", "messages"] = "session"
+    min_branches: int = Field(default=2, ge=1, le=10000)
+    weights: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    round_timeout_seconds: float = Field(default=120, gt=0, le=3600)
+
+
+class Job(_Strict):
+    """A job file, checked. `contract` is the contract's name; its hash is pinned when the job is signed."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9\-]{0,62}$")]
+    kind: Literal["churn-net"]
+    purpose: Annotated[str, Field(min_length=8, max_length=500)]
+    contract: str
+    privacy: Privacy
+    model: Model = Model()
+    training: Training = Training()
+    evaluation: Evaluation = Evaluation()
+    federation: Federation = Federation()
+
+
+class SignedJob(_Strict):
+    """A job as it reaches a branch. Verify before reading anything else from it."""
+
+    job: Job
+    contract_hash: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    job_id: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+    issued_at: datetime
+    expires_at: datetime
+    key_id: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+    signature: str
+
+    @property
+    def signed_bytes(self) -> bytes:
+        return SIGNATURE_DOMAIN + canonical_bytes(self.model_dump(mode="json", exclude={"signature"}))
+
+    @property
+    def job_hash(self) -> str:
+        """Names the question itself, whoever signed it and whenever: what an operator approves."""
+        return content_hash({"job": self.job.model_dump(mode="json"), "contract": self.contract_hash})
+
+    def verify(self, pinned: dict[str, Ed25519PublicKey], now: datetime) -> None:
+        """Raise Refusal unless a pinned key signed these bytes and `now` lies inside the validity."""
+        key = pinned.get(self.key_id)
+        try:
+            if key is None:
+                raise InvalidSignature
+            key.verify(base64.b64decode(self.signature, validate=True), self.signed_bytes)
+        except (InvalidSignature, ValueError):
+            raise Refusal(RefusalCode.BAD_SIGNATURE) from None
+        if not self.issued_at - timedelta(minutes=5) <= now <= self.expires_at:
+            raise Refusal(RefusalCode.EXPIRED)
+
+
+def key_id(key: Ed25519PublicKey) -> str:
+    """The first 16 hex digits of the SHA-256 of the raw public key."""
+    return content_hash(base64.b64encode(key.public_bytes_raw()).decode())[:16]
+
+
+def sign_job(
+    job: Job, contract_hash: str, key: Ed25519PrivateKey, *, valid_for: timedelta, now: datetime | None = None
+) -> SignedJob:
+    """Give the job an id and a validity, and sign it."""
+    issued = (now or datetime.now(UTC)).replace(microsecond=0)
+    unsigned = SignedJob(
+        job=job,
+        contract_hash=contract_hash,
+        job_id=secrets.token_hex(16),
+        issued_at=issued,
+        expires_at=issued + valid_for,
+        key_id=key_id(key.public_key()),
+        signature="",
+    )
+    signature = base64.b64encode(key.sign(unsigned.signed_bytes)).decode()
+    return unsigned.model_copy(update={"signature": signature})
+
+
+def load_job(path: Path) -> Job:
+    """Read and check a job file. Raises BadInput naming the file and each fault."""
+    data = read_toml(path, "job file")
+    head = data.pop("job", None)
+    if not isinstance(head, dict):
+        raise BadInput(f"{path}: has no [job] table", hint="See examples/*/job.toml.")
+    try:
+        return Job.model_validate({**head, **data})
+    except ValidationError as e:
+        raise BadInput(
+            f"{path}: not a valid job\n  {validation_lines(e)}", hint="See docs/jobs.md for every key."
+        ) from None

@@ -1,0 +1,1 @@
+"""One file a learner: what takes many rounds."""

@@ -1,0 +1,124 @@
+"""What crosses the wire between coordinator and vault, by way of the courier. Versioned; no pickle.
+
+Questions go to the vault, answers come back. Nothing but these types is ever sent; numbers travel in the
+frame's body (see `sfumato.common.codec`), never as text.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from sfumato.common.errors import RefusalCode
+from sfumato.common.job import SignedJob
+
+VERSION = 1
+JobId = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    version: Literal[1] = VERSION
+
+
+class Ping(_Message):
+    type: Literal["ping"] = "ping"
+
+
+class OpenJob(_Message):
+    """Ask the branch to take part. Answer: JobOpened or Refused."""
+
+    type: Literal["open-job"] = "open-job"
+    signed_job: SignedJob
+
+
+class Train(_Message):
+    """One round of local DP training. Body: float32 global weights. Answer: Released with float32 weights."""
+
+    type: Literal["train"] = "train"
+    job_id: JobId
+    round: int = Field(ge=1)
+
+
+class Evaluate(_Message):
+    """Score the held-out customers. Body: float32 weights. Answer: Released with an int64 histogram."""
+
+    type: Literal["evaluate"] = "evaluate"
+    job_id: JobId
+    round: int = Field(ge=1)
+
+
+class CloseJob(_Message):
+    type: Literal["close-job"] = "close-job"
+    job_id: JobId
+
+
+class Pong(_Message):
+    type: Literal["pong"] = "pong"
+    branch: str
+
+
+class Cost(_Message):
+    """What one release cost: the event, and the branch's total after it (see privacy.accounting)."""
+
+    type: Literal["cost"] = "cost"
+    event: dict[str, Any]
+    epsilon_spent: float
+    epsilon_budget: float
+    delta: float
+
+
+class LedgerHead(_Message):
+    """Where a branch's ledger stood: the coordinator keeps it, so that history cannot be rewritten later."""
+
+    type: Literal["ledger-head"] = "ledger-head"
+    size: int
+    head: Hash
+    signature: str  # Ed25519 by the branch's enrolled key, base64
+
+
+class JobOpened(_Message):
+    """The branch takes part. `planned` is the whole job's reserved event; epsilon is the job's own."""
+
+    type: Literal["job-opened"] = "job-opened"
+    job_id: JobId
+    branch: str
+    planned: dict[str, Any]
+    epsilon: float
+    delta: float
+    noise_multiplier: float
+    ledger: LedgerHead
+
+
+class ReleasedAnswer(_Message):
+    """A released vector (in the body) with its cost. The only answer that carries numbers from customers."""
+
+    type: Literal["released"] = "released"
+    job_id: JobId
+    branch: str
+    round: int
+    what: Literal["weights", "score-histogram"]
+    cost: Cost
+    ledger: LedgerHead
+
+
+class JobClosed(_Message):
+    type: Literal["job-closed"] = "job-closed"
+    job_id: JobId
+    branch: str
+    epsilon_spent: float
+    epsilon_remaining: float
+    ledger: LedgerHead
+
+
+class Refused(_Message):
+    type: Literal["refused"] = "refused"
+    code: RefusalCode
+    requested: float | None = None
+    remaining: float | None = None
+
+
+Question = Annotated[Ping | OpenJob | Train | Evaluate | CloseJob, Field(discriminator="type")]
+Answer = Annotated[Pong | JobOpened | ReleasedAnswer | JobClosed | Refused, Field(discriminator="type")]
+QUESTION: TypeAdapter[Question] = TypeAdapter(Question)
+ANSWER: TypeAdapter[Answer] = TypeAdapter(Answer)

@@ -1,0 +1,1 @@
+"""All roles on one machine: simulation, the demo and its sample bank."""

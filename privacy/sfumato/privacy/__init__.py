@@ -1,0 +1,1 @@
+"""Everything that protects: keys, field encryption, noise, accounting, the ledger and the one door."""

@@ -1,0 +1,1 @@
+"""The coordinator: it asks, and never sees a customer."""
