@@ -2,8 +2,9 @@
 
     magic "SFM1" | header length u32 | body length u64 | header (JSON) | body (little-endian array)
 
-The header is `{"message": ..., "dtype": ..., "length": ...}`. A body has one of two element types, float32 or
-int64, and exactly the stated length; weights must be finite. Every fault is a `FrameError`: nothing is guessed.
+The header is `{"message": ..., "dtype": ..., "length": ...}`. A body has one of two element types, float32
+or int64, and exactly the stated length; weights must be finite. Every fault is a `FrameError`: nothing is
+guessed.
 """
 
 import json

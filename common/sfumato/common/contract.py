@@ -41,7 +41,7 @@ class Role(StrEnum):
 
 class Protection(StrEnum):
     ENCRYPT = "encrypt"  # AES-256-GCM at rest, opened only by an audited act
-    TOKEN = "token"  # keyed deterministic token; the value itself is not kept
+    TOKEN = "token"  # noqa: S105 - keyed deterministic token; the value itself is not kept
     DROP = "drop"  # not stored at all
 
 

@@ -11,14 +11,13 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from sfumato.common.errors import RefusalCode
 from sfumato.common.job import SignedJob
 
-VERSION = 1
 JobId = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class _Message(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
-    version: Literal[1] = VERSION
+    version: Literal[1] = 1
 
 
 class Ping(_Message):
@@ -97,7 +96,7 @@ class ReleasedAnswer(_Message):
     job_id: JobId
     branch: str
     round: int
-    what: Literal["weights", "score-histogram"]
+    what: Literal["size", "weights", "score-histogram"]
     cost: Cost
     ledger: LedgerHead
 

@@ -1,0 +1,215 @@
+"""What happened, and what it costs: events, a Rényi filter for admission, a PLD figure for reports.
+
+Costs are described with dp_accounting's events, add/remove one customer; there is no second vocabulary.
+Admission is a Rényi privacy filter on a fixed grid of orders, sound when jobs are chosen adaptively (Feldman
+and Zrnic 2021, Lécuyer 2021). Reports give the tighter privacy-loss-distribution figure of the recorded
+sequence. Epsilons are in nats.
+"""
+
+import json
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from dp_accounting import dp_event
+from dp_accounting.dp_event import DpEvent
+from dp_accounting.pld import PLDAccountant
+from dp_accounting.privacy_accountant import NeighboringRelation
+from dp_accounting.rdp import RdpAccountant, compute_epsilon
+
+from sfumato.common.canonical import canonical_bytes
+
+Curve = npt.NDArray[np.float64]
+
+ORDERS: tuple[float, ...] = (
+    *(1 + x / 10 for x in range(1, 100)),
+    *range(11, 64),
+    *(64, 80, 96, 128, 192, 256, 512, 1024),
+)
+PLD_INTERVAL = 1e-3
+
+
+# --- events: building and writing down -------------------------------------------------------------------
+
+
+def gaussian_training(noise_multiplier: float, sample_rate: float, steps: int) -> DpEvent:
+    """`steps` of DP-SGD with Poisson sampling (Abadi et al. 2016)."""
+    gaussian = dp_event.GaussianDpEvent(noise_multiplier)
+    step = gaussian if sample_rate >= 1 else dp_event.PoissonSampledDpEvent(sample_rate, gaussian)
+    return dp_event.SelfComposedDpEvent(step, steps)
+
+
+def discrete_laplace(scale: float, l1_sensitivity: int = 1) -> DpEvent:
+    """A vector of integers with discrete Laplace noise of this scale: epsilon = l1_sensitivity / scale."""
+    return dp_event.DiscreteLaplaceDpEvent(1 / scale, l1_sensitivity)
+
+
+def compose(events: Sequence[DpEvent]) -> DpEvent:
+    return dp_event.ComposedDpEvent(list(events))
+
+
+def in_every_branch(event: DpEvent, max_branches_per_customer: int) -> DpEvent:
+    """The same release in each branch that may hold this customer: the unit is the customer, not the row."""
+    return (
+        event
+        if max_branches_per_customer == 1
+        else dp_event.SelfComposedDpEvent(event, max_branches_per_customer)
+    )
+
+
+def encode_event(event: DpEvent) -> dict[str, Any]:
+    """An event as JSON, for the ledger. Raises TypeError for an event that has no place there."""
+    match event:
+        case dp_event.GaussianDpEvent():
+            return {"gaussian": {"noise_multiplier": float(event.noise_multiplier)}}
+        case dp_event.DiscreteLaplaceDpEvent():
+            return {
+                "discrete_laplace": {
+                    "noise_parameter": float(event.noise_parameter),
+                    "sensitivity": int(event.sensitivity),
+                }
+            }
+        case dp_event.PoissonSampledDpEvent():
+            return {
+                "poisson_sampled": {
+                    "sampling_probability": float(event.sampling_probability),
+                    "event": encode_event(event.event),
+                }
+            }
+        case dp_event.SelfComposedDpEvent():
+            return {"self_composed": {"count": int(event.count), "event": encode_event(event.event)}}
+        case dp_event.ComposedDpEvent():
+            return {"composed": [encode_event(e) for e in event.events]}
+    raise TypeError(f"{type(event).__name__} cannot stand in a ledger")
+
+
+def decode_event(encoded: dict[str, Any]) -> DpEvent:
+    """The inverse of `encode_event`. Raises ValueError on anything else."""
+    match encoded:
+        case {"gaussian": {"noise_multiplier": z}} if z > 0:
+            return dp_event.GaussianDpEvent(z)
+        case {"discrete_laplace": {"noise_parameter": a, "sensitivity": s}} if a > 0 and s >= 1:
+            return dp_event.DiscreteLaplaceDpEvent(a, s)
+        case {"poisson_sampled": {"sampling_probability": q, "event": inner}} if 0 < q <= 1:
+            return dp_event.PoissonSampledDpEvent(q, decode_event(inner))
+        case {"self_composed": {"count": n, "event": inner}} if n >= 1:
+            return dp_event.SelfComposedDpEvent(decode_event(inner), n)
+        case {"composed": [*inner]}:
+            return dp_event.ComposedDpEvent([decode_event(e) for e in inner])
+    raise ValueError("not an event that a ledger may hold")
+
+
+# --- Rényi curves: what a filter adds up -----------------------------------------------------------------
+
+
+def rdp_curve(event: DpEvent) -> Curve:
+    """Rényi divergence of the event at each order of ORDERS; infinite where it is not bounded."""
+    return _cached_curve(canonical_bytes(encode_event(event))).copy()
+
+
+@lru_cache(maxsize=4096)
+def _cached_curve(encoded: bytes) -> Curve:
+    event = decode_event(json.loads(encoded))
+    match event:
+        case dp_event.ComposedDpEvent():
+            return np.sum([rdp_curve(e) for e in event.events], axis=0) if event.events else zero_curve()
+        case dp_event.SelfComposedDpEvent():
+            return np.asarray(rdp_curve(event.event) * event.count, dtype=np.float64)
+        case dp_event.DiscreteLaplaceDpEvent():
+            return _discrete_laplace_curve(event.noise_parameter, event.sensitivity)
+    accountant = RdpAccountant(ORDERS, NeighboringRelation.ADD_OR_REMOVE_ONE)
+    accountant.compose(event)
+    # The accountant offers epsilon only; the filter needs the curve. constraints.txt pins the release.
+    return np.asarray(accountant._rdp, dtype=np.float64)
+
+
+def _discrete_laplace_curve(noise_parameter: float, sensitivity: int) -> Curve:
+    """Closed form: the log-ratio at x is a*s left of 0, -a*s right of s, a*(s - 2x) between."""
+    a, s = noise_parameter, sensitivity
+    alpha = np.asarray(ORDERS)[:, None] - 1.0
+    x = np.arange(1, s)
+    ratio = np.concatenate(([a * s], a * (s - 2.0 * x), [-a * s]))
+    log_mass = np.concatenate(([0.0], np.log(-np.expm1(-a)) - a * x, [-a * s])) - np.log1p(np.exp(-a))
+    return np.asarray(np.logaddexp.reduce(log_mass + alpha * ratio, axis=1) / alpha[:, 0])
+
+
+def zero_curve() -> Curve:
+    return np.zeros(len(ORDERS))
+
+
+def filter_epsilon(curve: Curve, delta: float) -> float:
+    """The epsilon that a Rényi filter charges for a total curve (Canonne, Kamath, Steinke 2020, prop. 12)."""
+    if not np.any(curve):
+        return 0.0
+    epsilon, _ = compute_epsilon(ORDERS, curve, delta)
+    return max(0.0, float(epsilon))
+
+
+# --- PLD: what a report states ---------------------------------------------------------------------------
+
+
+def pld_epsilon(events: Sequence[DpEvent], delta: float) -> float:
+    """Epsilon of a fixed sequence by privacy-loss distributions, pessimistic discretisation."""
+    accountant = PLDAccountant(
+        NeighboringRelation.ADD_OR_REMOVE_ONE, value_discretization_interval=PLD_INTERVAL
+    )
+    for encoded, count in _tally(events).items():
+        accountant.compose(decode_event(json.loads(encoded)), count)
+    return max(0.0, float(accountant.get_epsilon(delta)))
+
+
+def _tally(events: Sequence[DpEvent]) -> dict[bytes, int]:
+    """Equal events counted together: composing n equal ones is one convolution power."""
+    counts: dict[bytes, int] = {}
+    for event in events:
+        match event:
+            case dp_event.ComposedDpEvent():
+                for encoded, n in _tally(event.events).items():
+                    counts[encoded] = counts.get(encoded, 0) + n
+            case dp_event.SelfComposedDpEvent():
+                for encoded, n in _tally([event.event]).items():
+                    counts[encoded] = counts.get(encoded, 0) + n * event.count
+            case _:
+                encoded = canonical_bytes(encode_event(event))
+                counts[encoded] = counts.get(encoded, 0) + 1
+    return counts
+
+
+@lru_cache(maxsize=64)
+def _calibrated(
+    target_epsilon: float, delta: float, sample_rate: float, steps: int, others: tuple[bytes, ...], times: int
+) -> float:
+    fixed = [decode_event(json.loads(e)) for e in others]
+
+    def epsilon(noise_multiplier: float) -> float:
+        whole = compose([gaussian_training(noise_multiplier, sample_rate, steps), *fixed])
+        return pld_epsilon([in_every_branch(whole, times)], delta)
+
+    low, high = 0.3, 0.6
+    while epsilon(high) > target_epsilon:
+        low, high = high, high * 1.6
+        if high > 1e4:
+            raise ValueError(f"Expected target_epsilon={target_epsilon} above what the other releases cost.")
+    while high - low > 2e-3 * low:
+        middle = (low + high) / 2
+        low, high = (middle, high) if epsilon(middle) > target_epsilon else (low, middle)
+    return high
+
+
+def calibrate_noise_multiplier(
+    target_epsilon: float,
+    delta: float,
+    sample_rate: float,
+    steps: int,
+    others: Sequence[DpEvent] = (),
+    *,
+    max_branches_per_customer: int = 1,
+) -> float:
+    """Smallest noise multiplier (within .2%) at which all steps and `others` cost at most target_epsilon.
+
+    Raises ValueError when the others alone cost more.
+    """
+    encoded = tuple(canonical_bytes(encode_event(e)) for e in others)
+    return _calibrated(target_epsilon, delta, sample_rate, steps, encoded, max_branches_per_customer)
