@@ -1,0 +1,178 @@
+"""From a customer's columns to a model's inputs, by the contract alone.
+
+Every number here comes from public bounds, edges, scales and category lists: no statistic of the data is
+used, so encoding costs no epsilon. A null and an unknown category each have a code of their own.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from sfumato.common.contract import Column, ColumnType, Contract, Feature, Role, Scale
+from sfumato.common.errors import BadInput
+
+Values: TypeAlias = Any  # a numpy array, pa.Array or pa.ChunkedArray; pyarrow brings no types
+BOOLEAN_CATEGORIES = ("false", "true")
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """One model input: a category list, or a bounded number with its scale and (maybe) its public edges."""
+
+    name: str
+    categories: tuple[str, ...] | None = None
+    bounds: tuple[float, float] | None = None
+    scale: Scale = Scale.LINEAR
+    edges: tuple[float, ...] | None = None
+    integer: bool = False
+    derived: bool = False
+
+    @property
+    def numeric(self) -> bool:
+        return self.bounds is not None
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Model inputs of n customers: int64 codes [n, F] and float32 numerics [n, G] in [-1, 1]."""
+
+    codes: npt.NDArray[np.int64]
+    numeric: npt.NDArray[np.float32]
+    cardinalities: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def take(self, rows: npt.NDArray[np.int64] | npt.NDArray[np.bool_]) -> "Encoded":
+        """The same inputs for some of the customers (indices or a mask)."""
+        return Encoded(self.codes[rows], self.numeric[rows], self.cardinalities)
+
+
+def model_features(contract: Contract) -> tuple[FeatureSpec, ...]:
+    """The model's inputs in a fixed order: the customers' feature and amount columns, then the roll-ups."""
+    columns = [c for c in contract.customer_table.columns if c.role in (Role.FEATURE, Role.AMOUNT)]
+    return (*map(_from_column, columns), *map(_from_rollup, contract.features))
+
+
+def _from_column(c: Column) -> FeatureSpec:
+    if c.type is ColumnType.BOOLEAN:
+        return FeatureSpec(c.name, categories=BOOLEAN_CATEGORIES)
+    if c.type is ColumnType.CATEGORY:
+        return FeatureSpec(c.name, categories=c.categories)
+    return FeatureSpec(
+        c.name, bounds=c.bounds, scale=c.scale, edges=c.edges, integer=c.type is ColumnType.INTEGER
+    )
+
+
+def _from_rollup(f: Feature) -> FeatureSpec:
+    whole = f.aggregate in ("count", "distinct", "days_since_last")
+    return FeatureSpec(f.name, bounds=f.bounds, scale=f.scale, edges=f.edges, integer=whole, derived=True)
+
+
+def scaled(values: npt.NDArray[np.float64], scale: Scale) -> npt.NDArray[np.float64]:
+    """The contract's scale: as it is, or sign(x) * log(1 + |x|)."""
+    return np.sign(values) * np.log1p(np.abs(values)) if scale is Scale.LOG else values
+
+
+def bin_edges(spec: FeatureSpec, bins: int) -> npt.NDArray[np.float64]:
+    """Inner cut points in the raw unit: the contract's edges, else `bins` bins of equal width when scaled.
+
+    A whole number with no more values than `2 * bins` gets one bin a value. Raises ValueError on a category.
+    """
+    if spec.bounds is None:
+        raise ValueError(f"{spec.name!r} is a category and has no bins")
+    if spec.edges is not None:
+        return np.array(spec.edges, dtype=np.float64)
+    low, high = spec.bounds
+    if spec.integer and high - low < 2 * bins:
+        return np.arange(np.floor(low) + 0.5, high, 1.0)
+    a, b = scaled(np.array([low, high], dtype=np.float64), spec.scale)
+    cuts = np.linspace(a, b, bins + 1)[1:-1]
+    return np.sign(cuts) * np.expm1(np.abs(cuts)) if spec.scale is Scale.LOG else cuts
+
+
+class Encoder:
+    """Encodes columns for the churn net. `bins` is the number of bins of a number without public edges.
+
+    Codes of a category: its place in the contract's list, then "other", then null. Of a number: its bin (a cut
+    point belongs to the bin above it), then null. Numbers outside their bounds are clipped to them.
+    """
+
+    def __init__(self, contract: Contract, bins: int = 16) -> None:
+        self.features = model_features(contract)
+        if not self.features:
+            raise BadInput(
+                f"contract {contract.name!r} has no column with role feature or amount",
+                hint="A model needs at least one input: give the customers table a feature.",
+            )
+        self._edges = [bin_edges(f, bins) if f.numeric else None for f in self.features]
+        self.cardinalities = tuple(
+            len(f.categories or ()) + 2 if e is None else len(e) + 2
+            for f, e in zip(self.features, self._edges, strict=True)
+        )
+
+    @property
+    def numeric_count(self) -> int:
+        """G: how many inputs are numbers."""
+        return sum(f.numeric for f in self.features)
+
+    def transform(self, columns: Mapping[str, Values]) -> Encoded:
+        """Encode columns of equal length n, by name. Raises BadInput on a missing column or unequal lengths."""
+        missing = [f.name for f in self.features if f.name not in columns]
+        if missing:
+            raise BadInput(f"no column {missing[0]!r} to encode", hint="The contract names it as a feature.")
+        lengths = {len(columns[f.name]) for f in self.features}
+        if len(lengths) != 1:
+            raise BadInput("the columns to encode differ in length")
+        n = lengths.pop()
+        codes = np.empty((n, len(self.features)), dtype=np.int64)
+        numeric = np.empty((n, self.numeric_count), dtype=np.float32)
+        g = 0
+        for i, (spec, edges) in enumerate(zip(self.features, self._edges, strict=True)):
+            if edges is None:
+                codes[:, i] = _category_codes(columns[spec.name], spec.categories or ())
+            else:
+                codes[:, i], numeric[:, g] = _number_codes(columns[spec.name], spec, edges)
+                g += 1
+        return Encoded(codes, numeric, self.cardinalities)
+
+
+def _category_codes(values: Values, categories: Sequence[str]) -> npt.NDArray[np.int64]:
+    column = _arrow(values)
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if pa.types.is_floating(column.type):
+        raise BadInput("a category column holds fractions", hint="Ingest the data again under this contract.")
+    column = column.cast(pa.string())
+    code = {c: i for i, c in enumerate(categories)}
+    distinct = column.dictionary_encode()
+    table = np.array([code.get(v, len(categories)) for v in distinct.dictionary.to_pylist()] or [0])
+    indices = distinct.indices
+    null = np.asarray(indices.is_null())
+    found = table[np.asarray(indices.fill_null(0), dtype=np.int64)]
+    return np.where(null, len(categories) + 1, found).astype(np.int64)
+
+
+def _number_codes(
+    values: Values, spec: FeatureSpec, edges: npt.NDArray[np.float64]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    assert spec.bounds is not None
+    number = np.asarray(_arrow(values).cast(pa.float64(), safe=False).fill_null(np.nan), dtype=np.float64)
+    null = np.isnan(number)
+    clipped = np.clip(np.where(null, spec.bounds[0], number), *spec.bounds)
+    codes = np.where(null, len(edges) + 1, np.searchsorted(edges, clipped, side="right"))
+    low, high = scaled(np.array(spec.bounds), spec.scale)
+    unit = 2.0 * (scaled(clipped, spec.scale) - low) / (high - low) - 1.0
+    return codes.astype(np.int64), np.where(null, 0.0, unit).astype(np.float32)
+
+
+def _arrow(values: Values) -> pa.Array:
+    if isinstance(values, pa.ChunkedArray):
+        return values.combine_chunks()
+    if isinstance(values, pa.Array):
+        return values
+    return pa.array(values, from_pandas=True)
