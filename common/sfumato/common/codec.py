@@ -9,7 +9,7 @@ guessed.
 
 import json
 import struct
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -58,6 +58,10 @@ def frame_length(prefix: bytes) -> int:
     return PREFIX.size + int(head) + int(body)
 
 
+@overload
+def decode(frame: bytes, kind: Literal["question"]) -> tuple[Question, Vector | None]: ...
+@overload
+def decode(frame: bytes, kind: Literal["answer"]) -> tuple[Answer, Vector | None]: ...
 def decode(frame: bytes, kind: Literal["question", "answer"]) -> tuple[Question | Answer, Vector | None]:
     """The message and its vector. Raises FrameError on anything but a whole, valid frame of that kind."""
     if frame_length(frame[: PREFIX.size]) != len(frame):

@@ -82,7 +82,7 @@ REFUSAL_TEXT: dict[RefusalCode, str] = {
     RefusalCode.WRONG_CONTRACT: "the job was written for another data contract",
     RefusalCode.OVER_BUDGET: "the branch's privacy budget would be exceeded",
     RefusalCode.OVER_JOB_LIMIT: "the job asks for more epsilon than the branch allows one job",
-    RefusalCode.ROUND_OUT_OF_ORDER: "the round is not the next one, or lies beyond the job's plan",
+    RefusalCode.ROUND_OUT_OF_ORDER: "the round lies behind the last answered one, or beyond the job's plan",
     RefusalCode.ROUND_ALREADY_ANSWERED: "this round was answered already, for another question",
     RefusalCode.BAD_VECTOR: "the vector has the wrong type, length or values",
     RefusalCode.NO_DATA: "nothing has been ingested at this branch",

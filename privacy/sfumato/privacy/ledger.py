@@ -123,7 +123,7 @@ class Transaction:
 class Ledger:
     """A branch's ledger in one SQLite file (0600)."""
 
-    def __init__(self, path: Path, engine: sa.Engine, *, branch: str, signer: Ed25519PrivateKey) -> None:
+    def __init__(self, path: Path, engine: sa.Engine, *, branch: str, signer: Ed25519PrivateKey | None) -> None:
         self.path = path
         self.branch = branch
         self._engine = engine
@@ -155,6 +155,23 @@ class Ledger:
             raise LedgerBroken(f"{path}: entry 0 names another branch or key")
         return ledger
 
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """An existing ledger, to look at and verify without any key. Raises BadInput if there is none."""
+        if not path.is_file():
+            raise BadInput(f"{path}: no ledger here", hint="Was this branch set up with `sfumato branch init`?")
+        ledger = cls(path, _engine(path), branch="", signer=None)
+        ledger.branch = str(ledger.genesis.get("branch"))
+        return ledger
+
+    @property
+    def public_key(self) -> Ed25519PublicKey:
+        """The key that entry 0 names."""
+        try:
+            return Ed25519PublicKey.from_public_bytes(base64.b64decode(self.genesis["public_key"]))
+        except (KeyError, ValueError):
+            raise LedgerBroken(f"{self.path}: entry 0 names no key") from None
+
     @contextmanager
     def exclusive(self) -> Iterator[Transaction]:
         """Read, decide and write as one step. Rolls back on an exception."""
@@ -180,6 +197,8 @@ class Ledger:
         """Size and head hash, signed: whoever keeps it can tell later whether history was rewritten."""
         with self.exclusive() as transaction:
             size, head = transaction.head()
+        if self._signer is None:
+            raise ValueError("a ledger opened with `read` cannot sign")
         signature = self._signer.sign(head_bytes(self.branch, size, head))
         return LedgerHead(size=size, head=head, signature=base64.b64encode(signature).decode())
 
@@ -191,7 +210,7 @@ class Ledger:
         with self._engine.begin() as connection:
             rows = connection.execute(sa.select(_entries).order_by(_entries.c.seq)).all()
         lines = [(row.entry, row.hash, row.kind, row.job_id) for row in rows]
-        return verify_chain(lines, str(self.path), kept, self.branch, self._signer.public_key())
+        return verify_chain(lines, str(self.path), kept, self.branch, self.public_key)
 
     def export(self) -> Iterator[str]:
         """The ledger as JSON lines: one entry with its hash a line, then nothing."""

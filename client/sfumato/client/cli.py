@@ -1,0 +1,267 @@
+"""`sfumato branch …`: what a branch's operator and its compliance officer type."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from sfumato.common.errors import BadInput
+from sfumato.common.private_files import read_private
+
+app = typer.Typer(
+    help="A branch: set up, ingest, run, look at what was asked and spent.", no_args_is_help=True
+)
+console = Console(highlight=False, soft_wrap=True)
+
+Home = Annotated[Path, typer.Argument(help="The branch's directory.", show_default=False)]
+PassphraseFile = Annotated[
+    Path | None,
+    typer.Option(help="File (0600) that holds the vault's passphrase; asked for at the terminal if absent."),
+]
+
+
+def _passphrase(file: Path | None, *, confirm: bool = False) -> str:
+    if file is not None:
+        return read_private(file, "passphrase").decode().rstrip("\n")
+    return str(typer.prompt("Vault passphrase", hide_input=True, confirmation_prompt=confirm))
+
+
+@app.command()
+def init(
+    home: Home,
+    name: Annotated[str, typer.Option(help="The branch's name, as the others will see it (a-z, 0-9, -).")],
+    invitation: Annotated[Path, typer.Option(help="invitation.json from the coordinator.")],
+    contract: Annotated[Path, typer.Option(help="The data contract (TOML).")],
+    budget_epsilon: Annotated[
+        float, typer.Option(min=0.01, help="Total epsilon that customers may lose here.")
+    ] = 8.0,
+    budget_delta: Annotated[float, typer.Option(min=1e-12, max=1e-3)] = 1e-5,
+    max_epsilon_per_job: Annotated[float, typer.Option(min=0.01)] = 3.0,
+    approval: Annotated[
+        Literal["automatic", "operator"],
+        typer.Option(
+            help="automatic: any signed job inside the limits; operator: each one by `branch approve`."
+        ),
+    ] = "automatic",
+    vault_user: Annotated[
+        str | None, typer.Option(help="System user that runs the vault (needs root).")
+    ] = None,
+    courier_user: Annotated[
+        str | None, typer.Option(help="System user that runs the courier (needs root).")
+    ] = None,
+    passphrase_file: PassphraseFile = None,
+) -> None:
+    """Make a branch: keys, an empty sealed store, a ledger with its budget, and an enrolment to hand over."""
+    from sfumato.client.home import BranchHome
+    from sfumato.client.policy import Policy
+
+    made = BranchHome.init(
+        home,
+        name=name,
+        invitation=invitation,
+        contract=contract,
+        passphrase=_passphrase(passphrase_file, confirm=True),
+        budget_epsilon=budget_epsilon,
+        budget_delta=budget_delta,
+        policy=Policy(max_epsilon_per_job=max_epsilon_per_job, approval=approval),
+        vault_user=vault_user,
+        courier_user=courier_user,
+    )
+    console.print(f"Branch {made.name} is set up in {home}.")
+    console.print(
+        f"Hand {home / 'enrolment.json'} to the coordinator (it holds public keys only), then ingest."
+    )
+
+
+@app.command()
+def ingest(
+    home: Home,
+    source: Annotated[
+        Path | None, typer.Argument(help="A CSV or Parquet file; or use --query.", show_default=False)
+    ] = None,
+    table: Annotated[
+        str | None, typer.Option(help="The contract's table; the customers table if absent.")
+    ] = None,
+    mode: Annotated[
+        Literal["create", "replace", "append"],
+        typer.Option(help="create refuses when the table holds rows; replace and append say what they do."),
+    ] = "create",
+    quarantine: Annotated[
+        Path | None,
+        typer.Option(help="Put bad rows in this new CSV (0600, holds PII) and load the good ones."),
+    ] = None,
+    query: Annotated[str | None, typer.Option(help="A PostgreSQL SELECT instead of a file.")] = None,
+    dsn_file: Annotated[
+        Path | None, typer.Option(help="File (0600) with the PostgreSQL connection string.")
+    ] = None,
+    passphrase_file: PassphraseFile = None,
+) -> None:
+    """Load a table, checked against the contract. All of it or nothing; every finding by row and column."""
+    from sfumato.client.home import BranchHome
+    from sfumato.client.ingest.load import ingest as load
+    from sfumato.client.ingest.load import open_source
+    from sfumato.client.vault.store import Store
+
+    branch = BranchHome(home)
+    contract = branch.contract()
+    name = table or contract.customers
+    opened = open_source(source, query=query, dsn_file=dsn_file)
+    keyring = branch.open_keyring(_passphrase(passphrase_file))
+    ledger = branch.open_ledger(keyring)
+    store = Store.open(branch.store, contract, keyring)
+    try:
+        with Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+        ) as progress:
+            task = progress.add_task(f"{name}: reading", total=None)
+            report = load(
+                opened,
+                name,
+                contract,
+                store,
+                mode=mode,
+                quarantine=quarantine,
+                progress=lambda rows: progress.update(task, description=f"{name}: {rows:,} rows"),
+            )
+    finally:
+        store.close()
+    ledger.append("ingest", {"table": name, "mode": mode})
+    console.print(str(report), markup=False)
+
+
+@app.command()
+def start(home: Home, passphrase_file: PassphraseFile = None) -> None:
+    """Run the vault and the courier until Ctrl-C. What fails is started again; what is insecure is not."""
+    from sfumato.client.home import BranchHome
+    from sfumato.client.launch import Launcher
+
+    Launcher(
+        BranchHome(home), _passphrase(passphrase_file), lambda line: console.print(line, markup=False)
+    ).run()
+
+
+@app.command()
+def status(home: Home) -> None:
+    """Is it running, what has been loaded, what was asked and what is left of the budget."""
+    from sfumato.client.status import read_status
+
+    s = read_status(home)
+    grid = Table(show_header=False, box=None)
+    grid.add_row("branch", s.name)
+    grid.add_row("vault", s.vault)
+    grid.add_row("courier", s.courier)
+    grid.add_row("contract", s.contract)
+    grid.add_row("loaded", ", ".join(s.loaded) or "nothing yet")
+    grid.add_row("budget", f"epsilon {s.spending.budget:g} at delta {s.spending.delta:g}")
+    grid.add_row("spent", f"epsilon {s.spending.spent:.4f} (filter), {s.spending.reported:.4f} (report, PLD)")
+    grid.add_row("reserved", f"epsilon {max(0.0, s.spending.reserved - s.spending.spent):.4f} for open jobs")
+    grid.add_row("left", f"epsilon {s.spending.remaining:.4f}")
+    console.print(grid)
+    for job in s.jobs:
+        console.print(
+            f"  job {job.job_id[:12]}  {job.name}  {job.state}  {job.releases} releases", markup=False
+        )
+
+
+@app.command()
+def ledger(
+    home: Home,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Recompute every hash; name the first bad entry.")
+    ] = False,
+    export: Annotated[
+        Path | None, typer.Option(help="Write the whole ledger as JSON lines to a new file.")
+    ] = None,
+) -> None:
+    """Show, verify or export the record of everything released, refused and opened."""
+    from sfumato.client.home import BranchHome
+    from sfumato.client.status import describe_entry
+    from sfumato.common.private_files import write_new
+    from sfumato.privacy.ledger import Ledger
+
+    record = Ledger.read(BranchHome(home).ledger)
+    if export is not None:
+        write_new(export, "".join(f"{line}\n" for line in record.export()).encode())
+        console.print(f"{export}: {record.verify()} entries")
+    elif verify:
+        size = record.verify()
+        with record.exclusive() as transaction:
+            console.print(f"The ledger verifies: {size} entries, head {transaction.head()[1]}.")
+    else:
+        table = Table("#", "time (UTC)", "what", "job", "detail", box=None)
+        for entry in record.entries():
+            when = entry.time.strftime("%Y-%m-%d %H:%M:%S")
+            table.add_row(str(entry.seq), when, entry.kind, (entry.job_id or "")[:12], describe_entry(entry))
+        console.print(table)
+
+
+@app.command()
+def approve(
+    home: Home,
+    job_hash: Annotated[
+        str, typer.Argument(help="The job's hash, from `job submit` or a refusal in the ledger.")
+    ],
+) -> None:
+    """Approve one job (its exact parameters) when the branch's policy asks for an operator."""
+    from sfumato.client.home import BranchHome
+
+    if len(job_hash) != 64 or set(job_hash) - set("0123456789abcdef"):
+        raise BadInput("a job hash is 64 hex digits", hint="`sfumato job submit --dry-run` prints it.")
+    BranchHome(home).approve(job_hash)
+    console.print(f"Approved {job_hash}.")
+
+
+@app.command()
+def reveal(
+    home: Home,
+    table: Annotated[str, typer.Option(help="Table of the contract.")],
+    column: Annotated[str, typer.Option(help="A PII column with protection = encrypt.")],
+    customer_id: Annotated[list[str], typer.Option(help="Customer id; give it again for more.")],
+    reason: Annotated[str, typer.Option(help="Why: stands in the ledger.")],
+    passphrase_file: PassphraseFile = None,
+) -> None:
+    """Open sealed fields of named customers. The act stands in the ledger before anything is opened."""
+    from sfumato.client.home import BranchHome
+    from sfumato.client.vault.store import Store
+
+    branch = BranchHome(home)
+    keyring = branch.open_keyring(_passphrase(passphrase_file))
+    record = branch.open_ledger(keyring)
+    store = Store.open(branch.store, branch.contract(), keyring, read_only=True)
+
+    def audit(table: str, column: str, count: int) -> None:
+        record.append("reveal", {"table": table, "column": column, "customers": count, "reason": reason})
+
+    try:
+        for customer, values in store.reveal(table, column, customer_id, audit=audit).items():
+            console.print(customer, *[v if v is not None else "(empty)" for v in values], markup=False)
+    finally:
+        store.close()
+
+
+@app.command("rotate-key")
+def rotate_key(
+    home: Home,
+    passphrase_file: PassphraseFile = None,
+    new_passphrase_file: Annotated[
+        Path | None, typer.Option(help="File (0600) with the new passphrase.")
+    ] = None,
+) -> None:
+    """Change the passphrase: data keys are wrapped anew, no data is rewritten."""
+    from sfumato.client.home import BranchHome
+    from sfumato.privacy.keys import PassphraseKeyProvider
+
+    branch = BranchHome(home)
+    keyring = branch.open_keyring(_passphrase(passphrase_file))
+    record = branch.open_ledger(keyring)
+    console.print("The new passphrase:")
+    keyring.rotate(PassphraseKeyProvider(_passphrase(new_passphrase_file, confirm=True)))
+    record.append("rotate-key", {"keys": len(keyring.names())})
+    console.print("Rotated. The old passphrase no longer opens this branch.")

@@ -1,0 +1,250 @@
+"""A branch's directory: where each thing lies, and who may read it.
+
+branch.toml       name, and which system user runs the vault
+enrolment.json    public keys, to be handed to the coordinator
+courier/          node key, CA, configuration: what the network side needs, and nothing else
+vault/            0700: keyring, sealed store, ledger, policy, contract, pinned job keys
+run/              the unix socket between the two
+"""
+
+import os
+import pwd
+import secrets
+import stat
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import tomli_w
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from sfumato.client.policy import Policy
+from sfumato.client.vault.store import Store
+from sfumato.common.bundle import approved_hash
+from sfumato.common.contract import Contract, load_contract
+from sfumato.common.enrolment import (
+    Enrolment,
+    Invitation,
+    ed25519_public_key,
+    ed25519_text,
+    load_node_key,
+    new_node_key,
+    public_pem,
+)
+from sfumato.common.errors import BadInput, Insecure
+from sfumato.common.job import key_id
+from sfumato.common.private_files import replace, write_new
+from sfumato.common.processes import free_ports
+from sfumato.privacy.keys import Keyring, PassphraseKeyProvider
+from sfumato.privacy.ledger import Ledger
+
+
+@dataclass(frozen=True)
+class BranchHome:
+    """The layout above, under `path`."""
+
+    path: Path
+
+    @property
+    def vault(self) -> Path:
+        return self.path / "vault"
+
+    @property
+    def courier(self) -> Path:
+        return self.path / "courier"
+
+    @property
+    def socket(self) -> Path:
+        return self.path / "run" / "vault.sock"
+
+    @property
+    def keyring(self) -> Path:
+        return self.vault / "keyring.json"
+
+    @property
+    def store(self) -> Path:
+        return self.vault / "store.duckdb"
+
+    @property
+    def ledger(self) -> Path:
+        return self.vault / "ledger.sqlite"
+
+    @property
+    def approvals(self) -> Path:
+        return self.vault / "approvals.txt"
+
+    def settings(self) -> dict[str, Any]:
+        """branch.toml. Raises BadInput when this is not a branch's directory."""
+        try:
+            return tomllib.loads((self.path / "branch.toml").read_text())
+        except FileNotFoundError:
+            raise BadInput(
+                f"{self.path}: not a branch's directory (no branch.toml)",
+                hint="Set one up with `sfumato branch init`.",
+            ) from None
+
+    @property
+    def name(self) -> str:
+        return str(self.settings()["name"])
+
+    def user(self, process: Literal["vault", "courier"]) -> str | None:
+        """The system user that runs this process; None for whoever starts the branch."""
+        user = self.settings().get(f"{process}_user")
+        return str(user) if user else None
+
+    def contract(self) -> Contract:
+        return load_contract(self.vault / "contract.toml")
+
+    def policy(self) -> Policy:
+        return Policy.load(self.vault / "policy.toml")
+
+    def approve(self, job_hash: str) -> None:
+        """Let this exact job in. Raises BadInput when it was approved before."""
+        known = self.approvals.read_text().split() if self.approvals.exists() else []
+        if job_hash in known:
+            raise BadInput(f"{job_hash[:12]}… is approved already")
+        replace(self.approvals, "".join(f"{h}\n" for h in [*known, job_hash]).encode())
+        owner = self.vault.stat()
+        os.chown(self.approvals, owner.st_uid, owner.st_gid)
+
+    def job_keys(self) -> dict[str, Ed25519PublicKey]:
+        """The risk team's keys that this branch has pinned, by key id."""
+        keys = {}
+        for path in sorted((self.vault / "job-keys").glob("*.pem")):
+            key = serialization.load_pem_public_key(path.read_bytes())
+            if not isinstance(key, Ed25519PublicKey):
+                raise BadInput(f"{path}: expected an Ed25519 public key")
+            keys[key_id(key)] = key
+        if not keys:
+            raise BadInput(f"{self.vault / 'job-keys'}: no pinned job key", hint="No job could be verified.")
+        return keys
+
+    def open_keyring(self, passphrase: str) -> Keyring:
+        return Keyring.open(self.keyring, passphrase=passphrase)
+
+    def open_ledger(self, keyring: Keyring) -> Ledger:
+        return Ledger.open(self.ledger, branch=self.name, signer=signer(keyring))
+
+    def check_private(self) -> None:
+        """Raise Insecure when anyone but the owner could read the vault's directory."""
+        for path in [self.vault, *self.vault.iterdir()]:
+            if stat.S_IMODE(path.stat().st_mode) & 0o077:
+                raise Insecure(
+                    f"{path}: can be read by others", hint=f"chmod go= {path}, and ask who read it meanwhile."
+                )
+
+    @classmethod
+    def init(
+        cls,
+        path: Path,
+        *,
+        name: str,
+        invitation: Path,
+        contract: Path,
+        passphrase: str,
+        budget_epsilon: float,
+        budget_delta: float,
+        policy: Policy,
+        vault_user: str | None = None,
+        courier_user: str | None = None,
+    ) -> Self:
+        """Make a branch: keys, empty store, ledger with its budget. Raises BadInput before anything is made."""
+        if path.exists() and any(path.iterdir()):
+            raise BadInput(
+                f"{path}: is not empty", hint="Give a new directory; a branch is never overwritten."
+            )
+        checked = load_contract(contract)
+        invited = Invitation.load(invitation)
+        if invited.bundle_hash != approved_hash():
+            raise BadInput(
+                f"{invitation}: the coordinator runs another release of Sfumato (its app bundle differs)",
+                hint="Install the same version at both sides.",
+            )
+        for user in (vault_user, courier_user):
+            if user is not None:
+                require_user(user)
+        home = cls(path)
+        for directory, mode in (
+            (path, 0o755),
+            (home.vault, 0o700),
+            (home.courier, 0o700),
+            (home.socket.parent, 0o755),
+            (home.vault / "job-keys", 0o700),
+        ):
+            directory.mkdir(parents=True, exist_ok=True)
+            directory.chmod(mode)
+        keyring = Keyring.create(home.keyring, PassphraseKeyProvider(passphrase))
+        write_new(home.vault / "contract.toml", contract.read_bytes())
+        write_new(home.vault / "policy.toml", policy.to_toml().encode())
+        job_key = ed25519_public_key(invited.job_public_key).public_bytes(
+            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
+        write_new(home.vault / "job-keys" / "coordinator.pem", job_key)
+        Store.create(home.store, checked, keyring).close()
+        genesis = {
+            "budget_epsilon": budget_epsilon,
+            "budget_delta": budget_delta,
+            "contract": checked.hash,
+            "unit": checked.unit,
+        }
+        Ledger.create(home.ledger, branch=name, signer=signer(keyring), genesis=genesis).close()
+        node_public = home._write_courier(invited)
+        enrolment = Enrolment(
+            name=name,
+            node_public_key=node_public.decode(),
+            ledger_public_key=ed25519_text(signer(keyring).public_key()),
+        )
+        write_new(path / "enrolment.json", enrolment.dump(), mode=0o644)
+        settings = {"name": name, "contract": checked.name}
+        settings |= {"vault_user": vault_user} if vault_user else {}
+        settings |= {"courier_user": courier_user} if courier_user else {}
+        write_new(path / "branch.toml", tomli_w.dumps(settings).encode(), mode=0o644)
+        _give(home.vault, vault_user)
+        _give(home.courier, courier_user)
+        return home
+
+    def _write_courier(self, invited: Invitation) -> bytes:
+        private, _ = new_node_key()
+        write_new(self.courier / "node.key", private)
+        write_new(self.courier / "ca.pem", invited.ca.encode())
+        write_new(self.courier / "superexec-secret", secrets.token_urlsafe(48).encode())
+        settings = {
+            "superlink": invited.superlink,
+            "ca": "ca.pem",
+            "node_key": "node.key",
+            "superexec_secret": "superexec-secret",
+            "runtime_port": free_ports(1)[0],
+            "vault_socket": "../run/vault.sock",
+            "flwr_home": "flwr",
+            "log": "courier.log",
+        }
+        write_new(self.courier / "courier.toml", tomli_w.dumps(settings).encode())
+        return public_pem(load_node_key(private))
+
+
+def _give(directory: Path, user: str | None) -> None:
+    """Hand a directory and all in it to its own system user (needs root)."""
+    if user is None:
+        return
+    entry = require_user(user)
+    for path in [directory, *directory.rglob("*")]:
+        os.chown(path, entry.pw_uid, entry.pw_gid)
+
+
+def signer(keyring: Keyring) -> Ed25519PrivateKey:
+    """The branch's identity: signs the ledger's heads."""
+    return Ed25519PrivateKey.from_private_bytes(keyring.data_key("identity"))
+
+
+def require_user(user: str) -> pwd.struct_passwd:
+    """The system user's entry. Raises Insecure when we are not root, BadInput when there is no such user."""
+    if os.geteuid() != 0:
+        raise Insecure(
+            "running the vault as another system user needs root", hint="Start as root, or without it."
+        )
+    try:
+        return pwd.getpwnam(user)
+    except KeyError:
+        raise BadInput(f"no system user {user!r}", hint=f"useradd --system {user}") from None

@@ -1,0 +1,45 @@
+"""What a branch lets the risk team ask. The budget itself stands in the ledger, not here: no silent raise."""
+
+from pathlib import Path
+from typing import Literal, Self
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from sfumato.common.contract import read_toml, validation_lines
+from sfumato.common.errors import BadInput, Refusal, RefusalCode
+from sfumato.common.job import SignedJob
+
+
+class Policy(BaseModel):
+    """policy.toml of a vault."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kinds: tuple[Literal["churn-net"], ...] = ("churn-net",)
+    max_epsilon_per_job: float = Field(default=3.0, gt=0)
+    approval: Literal["automatic", "operator"] = "automatic"
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Raises BadInput naming each fault."""
+        try:
+            return cls.model_validate(read_toml(path, "branch policy"))
+        except ValidationError as e:
+            raise BadInput(f"{path}: not a valid policy\n  {validation_lines(e)}") from None
+
+    def to_toml(self) -> str:
+        return tomli_w.dumps(self.model_dump(mode="json"))
+
+    def admit(self, signed: SignedJob, approved: frozenset[str]) -> None:
+        """Raise Refusal unless this policy lets the job through. `approved` holds job hashes."""
+        if signed.job.kind not in self.kinds:
+            raise Refusal(RefusalCode.NOT_APPROVED)
+        if signed.job.privacy.target_epsilon > self.max_epsilon_per_job:
+            raise Refusal(
+                RefusalCode.OVER_JOB_LIMIT,
+                requested=signed.job.privacy.target_epsilon,
+                remaining=self.max_epsilon_per_job,
+            )
+        if self.approval == "operator" and signed.job_hash not in approved:
+            raise Refusal(RefusalCode.NOT_APPROVED)

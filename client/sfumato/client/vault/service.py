@@ -1,0 +1,156 @@
+"""The vault's process: a unix socket, one peer, one question at a time. No network.
+
+The socket is 0600 and owned by the courier's user; besides, the kernel's word on the peer (SO_PEERCRED) is
+checked for each connection. When the vault runs as another system user, the launcher (root) binds the socket
+and hands it down; the vault itself never needs a privilege.
+"""
+
+import argparse
+import ctypes
+import logging
+import os
+import signal
+import socket
+import struct
+import sys
+from pathlib import Path
+
+import torch
+
+from sfumato.client.home import BranchHome
+from sfumato.client.vault.answer import Vault
+from sfumato.client.vault.store import Store
+from sfumato.common import codec
+from sfumato.common.codec import FrameError
+from sfumato.common.errors import Insecure, SfumatoError
+
+log = logging.getLogger("sfumato.vault")
+PR_SET_DUMPABLE, PR_SET_PDEATHSIG = 4, 1
+IDLE_SECONDS = 3600
+READY = b"ready\n"
+
+
+def bind(path: Path, owner: int | None = None) -> socket.socket:
+    """A listening unix socket, 0600 from its first moment, owned by `owner` (a uid) if given."""
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    old = os.umask(0o177)
+    try:
+        listener.bind(str(path))
+    finally:
+        os.umask(old)
+    if owner is not None:
+        os.chown(path, owner, -1)
+    listener.listen(4)
+    return listener
+
+
+def peer_uid(connection: socket.socket) -> int:
+    """The user id of the process at the other end, as the kernel knows it."""
+    size = struct.calcsize("3i")
+    _pid, uid, _gid = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
+    return int(uid)
+
+
+def serve(listener: socket.socket, vault: Vault, *, courier_uid: int) -> None:
+    """Answer until the socket is closed. A peer that is not the courier is dropped without a word."""
+    while True:
+        try:
+            connection, _ = listener.accept()
+        except OSError:
+            return
+        with connection:
+            if peer_uid(connection) != courier_uid:
+                log.warning("a process of another user tried the vault's socket")
+                continue
+            connection.settimeout(IDLE_SECONDS)
+            try:
+                _converse(connection, vault)
+            except (OSError, FrameError) as e:
+                log.info("connection ended: %s", type(e).__name__)
+
+
+def _converse(connection: socket.socket, vault: Vault) -> None:
+    while prefix := _read(connection, codec.PREFIX.size):
+        frame = prefix + _read(connection, codec.frame_length(prefix) - len(prefix))
+        connection.sendall(vault.answer(frame))
+
+
+def _read(connection: socket.socket, length: int) -> bytes:
+    """Exactly `length` bytes, or b"" at a clean end. Raises FrameError when it ends in the middle."""
+    data = bytearray()
+    while len(data) < length:
+        chunk = connection.recv(min(1 << 20, length - len(data)))
+        if not chunk:
+            if data:
+                raise FrameError("truncated frame")
+            return b""
+        data += chunk
+    return bytes(data)
+
+
+def open_vault(home: BranchHome, passphrase: str) -> Vault:
+    """The vault of a branch's directory, ready to answer. Raises Insecure, BadInput or LedgerBroken."""
+    home.check_private()
+    keyring = home.open_keyring(passphrase)
+    ledger = home.open_ledger(keyring)
+    ledger.verify()
+    contract = home.contract()
+    return Vault(
+        branch=home.name,
+        contract=contract,
+        store=Store.open(home.store, contract, keyring, read_only=True),
+        keyring=keyring,
+        ledger=ledger,
+        policy=home.policy(),
+        job_keys=home.job_keys(),
+        approved=lambda: approved_jobs(home),
+    )
+
+
+def approved_jobs(home: BranchHome) -> frozenset[str]:
+    """Job hashes that an operator approved, read anew each time: an approval needs no restart."""
+    try:
+        return frozenset(home.approvals.read_text().split())
+    except FileNotFoundError:
+        return frozenset()
+
+
+def harden() -> None:
+    """No core dumps, no tracing by equals, no life after the launcher."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if (
+        libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) != 0
+        or libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0) != 0
+    ):
+        raise Insecure("the vault could not protect its memory (prctl failed)")
+
+
+def main() -> None:
+    """`python -m sfumato.client.vault.service`: started by `sfumato branch start`, passphrase on a socket pair."""
+    parser = argparse.ArgumentParser(description="Run a branch's vault (use `sfumato branch start`).")
+    parser.add_argument("--home", type=Path, required=True)
+    parser.add_argument("--socket-fd", type=int, required=True)
+    parser.add_argument("--control-fd", type=int, required=True)
+    parser.add_argument("--courier-uid", type=int, required=True)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    control = socket.socket(fileno=arguments.control_fd)
+    passphrase = b"".join(iter(lambda: control.recv(4096), b"")).decode()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stdout)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        harden()
+        vault = open_vault(BranchHome(arguments.home), passphrase)
+    except SfumatoError as e:
+        log.error("the vault did not start: %s", e)
+        sys.exit(e.exit_code)
+    listener = socket.socket(fileno=arguments.socket_fd)
+    log.info("vault of %s is ready", vault.branch)
+    control.sendall(READY)
+    control.close()
+    serve(listener, vault, courier_uid=arguments.courier_uid)
+
+
+if __name__ == "__main__":
+    main()

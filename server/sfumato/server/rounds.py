@@ -1,0 +1,282 @@
+"""A job's rounds: open, train, evaluate, close; who answered, who refused, who dropped. No I/O of its own.
+
+FedAvg (McMahan et al. 2017) with public weights: a branch's size is private, so it weighs what the job says.
+A branch that drops is left out of that round and asked again in the next; below `min_branches` the job ends
+with a reason. Whatever happens, open branches are told to close, so that no reservation is left standing.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sfumato.common import codec, messages
+from sfumato.common.analyses import score_histogram
+from sfumato.common.codec import FrameError
+from sfumato.common.contract import Contract
+from sfumato.common.errors import REFUSAL_TEXT, SfumatoError
+from sfumato.common.job import SignedJob
+from sfumato.common.learners import churn_net
+from sfumato.server.exchange import Exchange
+
+Weights = npt.NDArray[np.float32]
+Report = Callable[[dict[str, Any]], None]
+
+
+class JobFailed(SfumatoError):
+    """The job ended without a result; the message says why, in words for the risk team."""
+
+    exit_code = 7
+
+
+@dataclass
+class BranchRecord:
+    """What the coordinator knows of one branch in one job: all of it released or public."""
+
+    name: str
+    node_id: int
+    epsilon: float = 0.0
+    noise_multiplier: float = 0.0
+    epsilon_spent: float = 0.0
+    epsilon_budget: float = 0.0
+    epsilon_remaining: float | None = None
+    rounds_answered: int = 0
+    rounds_missed: int = 0
+    bytes_sent: int = 0
+    heads: list[messages.LedgerHead] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        head = self.heads[-1].model_dump(mode="json") if self.heads else None
+        return {
+            "name": self.name,
+            "epsilon": self.epsilon,
+            "noise_multiplier": self.noise_multiplier,
+            "epsilon_spent": self.epsilon_spent,
+            "epsilon_budget": self.epsilon_budget,
+            "epsilon_remaining": self.epsilon_remaining,
+            "rounds_answered": self.rounds_answered,
+            "rounds_missed": self.rounds_missed,
+            "bytes_sent": self.bytes_sent,
+            "ledger_head": head,
+        }
+
+
+@dataclass(frozen=True)
+class JobOutcome:
+    """A finished job: its weights, the noisy evaluation, and the record of each branch."""
+
+    weights: Weights
+    histogram: npt.NDArray[np.int64]
+    metrics: score_histogram.ScoreMetrics
+    summary: dict[str, Any]
+
+
+class JobRun:
+    """One signed job over one exchange. `report` gets a small public dict for each event, for a screen."""
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        signed: SignedJob,
+        contract: Contract,
+        report: Report,
+        *,
+        join_timeout: float = 120.0,
+    ) -> None:
+        self._exchange = exchange
+        self._signed = signed
+        self._job = signed.job
+        self._contract = contract
+        self._report = report
+        self._join_timeout = join_timeout
+        self._branches: dict[int, BranchRecord] = {}
+        self._refused: list[dict[str, Any]] = []
+
+    def run(self) -> JobOutcome:
+        """Raises JobFailed with the reason; reservations at the branches are released either way."""
+        started = time.monotonic()
+        try:
+            self._open()
+            weights = self._train()
+            histogram, scales = self._evaluate(weights)
+        finally:
+            self._close()
+        metrics = score_histogram.read(histogram, scales)
+        summary = self._summary(metrics, time.monotonic() - started)
+        self._report({"event": "finished", **summary})
+        return JobOutcome(weights, histogram, metrics, summary)
+
+    # --- steps -------------------------------------------------------------------------------------------
+
+    def _open(self) -> None:
+        needed = self._job.federation.min_branches
+        nodes = self._exchange.open(at_least=needed, timeout=self._join_timeout)
+        self._report({"event": "joined", "branches": len(nodes)})
+        question = messages.OpenJob(signed_job=self._signed)
+        for node, (message, _) in self._ask(nodes, question, None).items():
+            if isinstance(message, messages.JobOpened):
+                self._branches[node] = BranchRecord(
+                    name=message.branch,
+                    node_id=node,
+                    epsilon=message.epsilon,
+                    noise_multiplier=message.noise_multiplier,
+                    heads=[message.ledger],
+                )
+                self._report({"event": "opened", "branch": message.branch, "epsilon": message.epsilon})
+        self._require(len(self._branches), "opened the job")
+
+    def _train(self) -> Weights:
+        job = self._job
+        net = churn_net.build(self._contract, job.model, job.training.seed)
+        weights = churn_net.flatten(net)
+        for round_ in range(1, job.training.rounds + 1):
+            question = messages.Train(job_id=self._signed.job_id, round=round_)
+            answers = self._released(question, weights, "weights", round_)
+            update = [(self._branches[n].name, v) for n, v in answers.items()]
+            weights = federated_average(update, job.federation.weights)
+            self._report(
+                {
+                    "event": "round",
+                    "round": round_,
+                    "rounds": job.training.rounds,
+                    "branches": sorted(name for name, _ in update),
+                    "epsilon_spent": {b.name: b.epsilon_spent for b in self._branches.values()},
+                    "epsilon_budget": {b.name: b.epsilon_budget for b in self._branches.values()},
+                }
+            )
+        return weights
+
+    def _evaluate(self, weights: Weights) -> tuple[npt.NDArray[np.int64], list[float]]:
+        job = self._job
+        question = messages.Evaluate(job_id=self._signed.job_id, round=job.training.rounds)
+        answers = self._released(question, weights, "score-histogram", job.training.rounds)
+        scale = self._contract.max_branches_per_customer / (
+            job.privacy.evaluation_share * job.privacy.target_epsilon
+        )
+        total = np.zeros(2 * job.evaluation.bins, dtype=np.int64)
+        for vector in answers.values():
+            total += vector.astype(np.int64)
+        return total, [scale] * len(answers)
+
+    def _close(self) -> None:
+        if not self._branches:
+            return
+        question = messages.CloseJob(job_id=self._signed.job_id)
+        for node, (message, _) in self._ask(tuple(self._branches), question, None).items():
+            if isinstance(message, messages.JobClosed):
+                record = self._branches[node]
+                record.epsilon_spent = message.epsilon_spent
+                record.epsilon_remaining = message.epsilon_remaining
+                record.heads.append(message.ledger)
+
+    # --- asking ------------------------------------------------------------------------------------------
+
+    def _released(
+        self, question: messages.Question, weights: Weights, what: str, round_: int
+    ) -> dict[int, codec.Vector]:
+        """Vectors of every branch that released, checked for kind and length."""
+        vectors: dict[int, codec.Vector] = {}
+        expected = weights.size if what == "weights" else 2 * self._job.evaluation.bins
+        dtype = np.float32 if what == "weights" else np.int64
+        for node, (message, vector) in self._ask(tuple(self._branches), question, weights).items():
+            record = self._branches[node]
+            if not isinstance(message, messages.ReleasedAnswer) or vector is None:
+                continue
+            if message.what != what or vector.size != expected or vector.dtype != dtype:
+                self._report(
+                    {"event": "dropped", "branch": record.name, "reason": "answer has the wrong form"}
+                )
+                continue
+            vectors[node] = vector
+            record.heads.append(message.ledger)
+            record.epsilon_spent = message.cost.epsilon_spent
+            record.epsilon_budget = message.cost.epsilon_budget
+            if what == "weights":
+                record.rounds_answered += 1
+        for node, record in self._branches.items():
+            if node not in vectors and what == "weights":
+                record.rounds_missed += 1
+        self._require(
+            len(vectors), f"answered round {round_}" if what == "weights" else "answered the evaluation"
+        )
+        return vectors
+
+    def _ask(
+        self, nodes: Iterable[int], question: messages.Question, body: Weights | None
+    ) -> Mapping[int, tuple[messages.Answer, codec.Vector | None]]:
+        frame = codec.encode(question, body)
+        gathered = self._exchange.ask(
+            dict.fromkeys(nodes, frame), timeout=self._job.federation.round_timeout_seconds
+        )
+        answers: dict[int, tuple[messages.Answer, codec.Vector | None]] = {}
+        for node, raw in gathered.answers.items():
+            if node in self._branches:
+                self._branches[node].bytes_sent += len(raw)
+            try:
+                message, vector = codec.decode(raw, "answer")
+            except FrameError:
+                self._report({"event": "dropped", "branch": self._name(node), "reason": "not a frame"})
+                continue
+            if isinstance(message, messages.Refused):
+                self._note_refusal(node, message)
+            answers[node] = (message, vector)
+        for node, reason in gathered.dropped.items():
+            self._report({"event": "dropped", "branch": self._name(node), "reason": reason})
+        return answers
+
+    def _note_refusal(self, node: int, message: messages.Refused) -> None:
+        refusal = {
+            "branch": self._name(node),
+            "code": message.code.value,
+            "text": REFUSAL_TEXT[message.code],
+            "requested": message.requested,
+            "remaining": message.remaining,
+        }
+        self._refused.append(refusal)
+        self._report({"event": "refused", **refusal})
+
+    def _name(self, node: int) -> str:
+        return self._branches[node].name if node in self._branches else f"node {node}"
+
+    def _require(self, count: int, what: str) -> None:
+        needed = self._job.federation.min_branches
+        if count < needed:
+            reasons = sorted({f"{r['branch']}: {r['text']}" for r in self._refused})
+            raise JobFailed(
+                f"only {count} of at least {needed} branches {what}"
+                + (". " + "; ".join(reasons) if reasons else "")
+            )
+
+    def _summary(self, metrics: score_histogram.ScoreMetrics, seconds: float) -> dict[str, Any]:
+        customers = metrics.customers.value / self._job.evaluation.holdout_fraction
+        return {
+            "job": self._job.name,
+            "job_id": self._signed.job_id,
+            "kind": self._job.kind,
+            "auc": metrics.auc.value,
+            "auc_low": metrics.auc.low,
+            "auc_high": metrics.auc.high,
+            "metrics": metrics.as_dict(),
+            "epsilon": max(b.epsilon for b in self._branches.values()),
+            "delta": self._job.privacy.delta,
+            "branches": len(self._branches),
+            "customers": max(0, round(customers)),
+            "rounds": self._job.training.rounds,
+            "seconds": seconds,
+            "per_branch": sorted(
+                (b.as_dict() for b in self._branches.values()), key=lambda b: str(b["name"])
+            ),
+            "refused": self._refused,
+        }
+
+
+def federated_average(updates: list[tuple[str, codec.Vector]], weights: Mapping[str, float]) -> Weights:
+    """Weighted mean of float32 vectors; a branch without a declared weight weighs 1. Raises ValueError if none."""
+    if not updates:
+        raise ValueError("no update to average")
+    share = np.array([weights.get(name, 1.0) for name, _ in updates])
+    stacked = np.stack([vector.astype(np.float64) for _, vector in updates])
+    return np.asarray(share @ stacked / share.sum(), dtype=np.float32)
