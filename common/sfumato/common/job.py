@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sfumato.common.canonical import canonical_bytes, content_hash
-from sfumato.common.contract import read_toml, validation_lines
+from sfumato.common.contract import Contract, read_toml, validation_lines
 from sfumato.common.errors import BadInput, Refusal, RefusalCode
 
 SIGNATURE_DOMAIN = b"sfumato-job-v1\x00"
@@ -93,10 +93,10 @@ class Job(_Strict):
 
 
 class SignedJob(_Strict):
-    """A job as it reaches a branch. Verify before reading anything else from it."""
+    """A job as it reaches a branch, with the contract it was written for. Verify before reading more of it."""
 
     job: Job
-    contract_hash: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    contract: Contract
     job_id: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
     issued_at: datetime
     expires_at: datetime
@@ -106,6 +106,10 @@ class SignedJob(_Strict):
     @property
     def signed_bytes(self) -> bytes:
         return SIGNATURE_DOMAIN + canonical_bytes(self.model_dump(mode="json", exclude={"signature"}))
+
+    @property
+    def contract_hash(self) -> str:
+        return self.contract.hash
 
     @property
     def job_hash(self) -> str:
@@ -131,13 +135,15 @@ def key_id(key: Ed25519PublicKey) -> str:
 
 
 def sign_job(
-    job: Job, contract_hash: str, key: Ed25519PrivateKey, *, valid_for: timedelta, now: datetime | None = None
+    job: Job, contract: Contract, key: Ed25519PrivateKey, *, valid_for: timedelta, now: datetime | None = None
 ) -> SignedJob:
-    """Give the job an id and a validity, and sign it."""
+    """Give the job an id and a validity, and sign it. Raises BadInput if it names another contract."""
+    if job.contract != contract.name:
+        raise BadInput(f"the job is written for contract {job.contract!r}, not for {contract.name!r}")
     issued = (now or datetime.now(UTC)).replace(microsecond=0)
     unsigned = SignedJob(
         job=job,
-        contract_hash=contract_hash,
+        contract=contract,
         job_id=secrets.token_hex(16),
         issued_at=issued,
         expires_at=issued + valid_for,

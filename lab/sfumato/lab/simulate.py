@@ -1,0 +1,234 @@
+"""`sfumato simulate`: a whole federation in one machine's memory, by Flower's simulation engine.
+
+The code is the branches' and the coordinator's own: each partition is ingested into a sealed store of its own,
+opened by a real vault with its own ledger and budget; only the network is missing. Everything lies in a
+temporary directory and is removed at the end.
+"""
+
+import logging
+import os
+import secrets
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+
+from sfumato.client.features import customer_frame
+from sfumato.client.home import BranchHome, signer
+from sfumato.client.ingest.load import ingest
+from sfumato.client.ingest.parquet_source import ParquetSource
+from sfumato.client.ingest.sources import Source, file_source
+from sfumato.client.policy import Policy
+from sfumato.client.vault.answer import Vault
+from sfumato.client.vault.service import open_vault
+from sfumato.client.vault.store import Store
+from sfumato.common.contract import Contract, load_contract
+from sfumato.common.errors import BadInput, SfumatoError
+from sfumato.common.job import Job, load_job, sign_job
+from sfumato.common.private_files import write_new
+from sfumato.common.flower_tasks import FRAME_RECORD
+from sfumato.lab.partition import NumberedSource, split
+from sfumato.privacy.keys import EphemeralKeys, Keyring, PassphraseKeyProvider
+from sfumato.privacy.ledger import Ledger
+from sfumato.server.exchange import MessageExchange
+from sfumato.server.rounds import JobOutcome, JobRun, Report
+
+BUDGET_FACTOR = 2.0  # the simulated branches' budget, in jobs: a second job would still be admitted
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """What came out, and what stays at the (simulated) branches for comparison."""
+
+    outcome: JobOutcome
+    pooled: pa.Table | None
+
+
+def simulate(
+    job_file: Path,
+    contract_file: Path,
+    data: Path,
+    *,
+    branch_column: str | None = None,
+    branches: int = 4,
+    min_branch_size: int = 1,
+    row_number_as: str | None = None,
+    report: Report = lambda _: None,
+    keep_pooled: bool = False,
+) -> Simulation:
+    """Run one job over one file split into branches. Raises BadInput, or JobFailed with the reason.
+
+    `keep_pooled` also returns the pooled features in the clear, for a central ceiling to compare with.
+    """
+    contract = load_contract(contract_file)
+    job = load_job(job_file)
+    if branches < 1:
+        raise BadInput("--branches must be at least 1")
+    source: Source = file_source(data)
+    if row_number_as is not None:
+        source = NumberedSource(source, row_number_as)
+    with tempfile.TemporaryDirectory(prefix="sfumato-simulate-") as directory:
+        base = Path(directory)
+        pooled = _check_whole(source, contract, base, keep_pooled)
+        parts = split(
+            source,
+            base / "parts",
+            column=branch_column,
+            branches=branches,
+            min_branch_size=min_branch_size,
+        )
+        report({"event": "split", "branches": len(parts)})
+        if len(parts) < job.federation.min_branches:
+            raise BadInput(
+                f"{data}: makes {len(parts)} branches, the job needs at least {job.federation.min_branches}"
+            )
+        key = Ed25519PrivateKey.generate()
+        homes = []
+        for number, (name, part) in enumerate(parts.items()):
+            homes.append(_make_branch(base / f"branch-{number:04d}", name, part, contract_file, job, key))
+            part.unlink()
+            report({"event": "ingested", "branch": name, "done": number + 1, "of": len(parts)})
+        outcome = _run(homes, job, contract, key, report)
+    return Simulation(outcome, pooled)
+
+
+def _check_whole(source: Source, contract: Contract, base: Path, keep: bool) -> pa.Table | None:
+    """Check every row once, under its own number, as one branch would; the scratch store's keys die here."""
+    store = Store.create(base / "whole.duckdb", contract, EphemeralKeys())
+    try:
+        ingest(source, contract.customers, contract, store)
+        return customer_frame(store, contract) if keep else None
+    finally:
+        store.close()
+        (base / "whole.duckdb").unlink()
+
+
+def _make_branch(
+    path: Path, name: str, part: Path, contract_file: Path, job: Job, key: Ed25519PrivateKey
+) -> BranchHome:
+    """A branch's directory as `branch init` and `branch ingest` make it, less the network's half."""
+    home = BranchHome(path)
+    home.vault.mkdir(mode=0o700, parents=True)
+    (home.vault / "job-keys").mkdir(mode=0o700)
+    passphrase = secrets.token_urlsafe(32)
+    # A random 256-bit passphrase needs no stretching.
+    provider = PassphraseKeyProvider(passphrase, iterations=1, lanes=1, memory_kib=1024)
+    keyring = Keyring.create(home.keyring, provider)
+    contract = load_contract(contract_file)
+    write_new(home.vault / "contract.toml", contract_file.read_bytes())
+    policy = Policy(max_epsilon_per_job=job.privacy.target_epsilon)
+    write_new(home.vault / "policy.toml", policy.to_toml().encode())
+    public = key.public_key().public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    write_new(home.vault / "job-keys" / "lab.pem", public)
+    write_new(path / "branch.toml", _toml_name(name))
+    write_new(path / "passphrase", passphrase.encode())
+    genesis = {
+        "budget_epsilon": BUDGET_FACTOR * job.privacy.target_epsilon,
+        "budget_delta": job.privacy.delta,
+        "contract": contract.hash,
+        "unit": contract.unit,
+    }
+    Ledger.create(home.ledger, branch=name, signer=signer(keyring), genesis=genesis).close()
+    store = Store.create(home.store, contract, keyring)
+    try:
+        ingest(ParquetSource(part), contract.customers, contract, store)
+    finally:
+        store.close()
+    return home
+
+
+def _toml_name(name: str) -> bytes:
+    import tomli_w
+
+    return tomli_w.dumps({"name": name}).encode()
+
+
+@lru_cache(maxsize=256)
+def _vault(path: str) -> Vault:
+    torch.set_num_threads(1)
+    home = BranchHome(Path(path))
+    return open_vault(home, (home.path / "passphrase").read_text())
+
+
+def _client_app(homes: list[BranchHome]) -> ClientApp:
+    paths = [str(h.path) for h in homes]
+    app = ClientApp()
+
+    @app.query()
+    def query(message: Message, context: Context) -> Message:
+        vault = _vault(paths[int(context.node_config["partition-id"])])
+        frame = message.content[FRAME_RECORD]["frame"]
+        answer = ConfigRecord({"frame": vault.answer(frame)})
+        return Message(RecordDict({FRAME_RECORD: answer}), reply_to=message)
+
+    return app
+
+
+def _run(
+    homes: list[BranchHome], job: Job, contract: Contract, key: Ed25519PrivateKey, report: Report
+) -> JobOutcome:
+    from flwr.simulation import run_simulation
+
+    signed = sign_job(job, contract, key, valid_for=timedelta(hours=24))
+    finished: list[JobOutcome] = []
+    failed: list[Exception] = []
+    server = ServerApp()
+
+    @server.main()
+    def main(grid: Grid, context: Context) -> None:
+        exchange = MessageExchange(grid)
+        try:
+            finished.append(JobRun(exchange, signed, contract, report).run())
+        except Exception as e:
+            failed.append(e)
+        finally:
+            exchange.close()
+
+    with ExitStack() as stack:
+        stack.callback(_quiet_logs())
+        run_simulation(
+            server_app=server,
+            client_app=_client_app(homes),
+            num_supernodes=len(homes),
+            backend_config={
+                "init_args": {
+                    "num_cpus": os.cpu_count() or 1,
+                    "log_to_driver": False,
+                    "logging_level": "ERROR",
+                },
+                "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
+            },
+        )
+    if failed:
+        raise (
+            failed[0] if isinstance(failed[0], SfumatoError) else RuntimeError("the job failed")
+        ) from failed[0]
+    return finished[0]
+
+
+def _quiet_logs() -> Callable[[], Any]:
+    """Flower and ray say at ERROR what matters here; the rest would tear the progress display."""
+    loggers = [logging.getLogger(name) for name in ("flwr", "ray")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+
+    def restore() -> None:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
+
+    return restore
