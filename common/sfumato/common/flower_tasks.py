@@ -23,8 +23,9 @@ from flwr.supercore.interceptors import (
     SuperExecAuthHttpInterceptor,
 )
 from flwr.supercore.retry import RetryInvoker
-from flwr.supercore.run import RunNotRunningException
 from flwr.supercore.runtime import RuntimeHttpClient
+
+from sfumato.common.errors import Unavailable
 
 log = logging.getLogger("sfumato.flower")
 
@@ -33,6 +34,10 @@ HEARTBEAT_SECONDS = 8.0
 FRAME_RECORD = "sfumato"
 QUERY = "query"
 OPEN_SESSION = "query.session"
+
+
+class RunEnded(Unavailable):
+    """The run was stopped, or its task given to somebody else; nothing more can be done in its name."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +146,7 @@ class Heartbeat:
             try:
                 if not self._client.SendTaskHeartbeat(SendTaskHeartbeatRequest()).success:
                     self.lost.set()
-            except RunNotRunningException:
+            except RunEnded:
                 self.lost.set()
             except (httpx.HTTPError, ValueError):
                 pass  # the API is away for a moment; the next beat tells
@@ -153,7 +158,7 @@ def finish_task(client: RuntimeHttpClient, sub_status: str, details: str) -> Non
     """Tell the API how the task ended; a run that was stopped meanwhile needs no telling."""
     try:
         client.PushTaskOutput(PushTaskOutputRequest(sub_status=sub_status, details=details))
-    except (httpx.HTTPError, RunNotRunningException) as e:
+    except (httpx.HTTPError, RunEnded) as e:
         log.warning("the task's end could not be reported (%s)", http_reason(e))
 
 
@@ -179,7 +184,7 @@ def _waits() -> Generator[float, None, None]:
 def _hopeless(error: Exception) -> bool:
     if isinstance(error, httpx.HTTPStatusError):
         if error.response.status_code in (401, 403):
-            raise RunNotRunningException
+            raise RunEnded("the run was stopped")
         return error.response.status_code not in (502, 503, 504)
     return "CERTIFICATE" in str(error).upper()
 
