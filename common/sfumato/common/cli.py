@@ -50,3 +50,7 @@ def main() -> None:
     except SfumatoError as e:
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {e}", markup=False, style="red")
         sys.exit(e.exit_code)
+
+
+if __name__ == "__main__":
+    main()

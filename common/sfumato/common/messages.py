@@ -4,11 +4,15 @@ Questions go to the vault, answers come back. Nothing but these types is ever se
 frame's body (see `sfumato.common.codec`), never as text.
 """
 
+import base64
 from typing import Annotated, Any, Literal
 
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from sfumato.common.errors import RefusalCode
+from sfumato.common.canonical import canonical_bytes
+from sfumato.common.errors import LedgerBroken, RefusalCode
 from sfumato.common.job import SignedJob
 
 JobId = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
@@ -74,6 +78,22 @@ class LedgerHead(_Message):
     size: int
     head: Hash
     signature: str  # Ed25519 by the branch's enrolled key, base64
+
+    @staticmethod
+    def signed_bytes(branch: str, size: int, head: str) -> bytes:
+        return b"sfumato-ledger-head-v1\x00" + canonical_bytes({"branch": branch, "size": size, "head": head})
+
+    def verify(self, branch: str, key: Ed25519PublicKey) -> None:
+        """Raise LedgerBroken unless this branch's key signed this head."""
+        try:
+            key.verify(
+                base64.b64decode(self.signature, validate=True),
+                self.signed_bytes(branch, self.size, self.head),
+            )
+        except (InvalidSignature, ValueError):
+            raise LedgerBroken(
+                f"the ledger head of {branch} at size {self.size} is not signed by it"
+            ) from None
 
 
 class JobOpened(_Message):

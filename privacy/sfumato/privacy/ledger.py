@@ -16,14 +16,12 @@ from pathlib import Path
 from typing import Any, Self
 
 import sqlalchemy as sa
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from sfumato.common.canonical import canonical_bytes
 from sfumato.common.errors import BadInput, LedgerBroken
 from sfumato.common.messages import LedgerHead
 
-HEAD_DOMAIN = b"sfumato-ledger-head-v1\x00"
 NO_ENTRY = "0" * 64
 
 _metadata = sa.MetaData()
@@ -123,7 +121,9 @@ class Transaction:
 class Ledger:
     """A branch's ledger in one SQLite file (0600)."""
 
-    def __init__(self, path: Path, engine: sa.Engine, *, branch: str, signer: Ed25519PrivateKey | None) -> None:
+    def __init__(
+        self, path: Path, engine: sa.Engine, *, branch: str, signer: Ed25519PrivateKey | None
+    ) -> None:
         self.path = path
         self.branch = branch
         self._engine = engine
@@ -159,7 +159,9 @@ class Ledger:
     def read(cls, path: Path) -> Self:
         """An existing ledger, to look at and verify without any key. Raises BadInput if there is none."""
         if not path.is_file():
-            raise BadInput(f"{path}: no ledger here", hint="Was this branch set up with `sfumato branch init`?")
+            raise BadInput(
+                f"{path}: no ledger here", hint="Was this branch set up with `sfumato branch init`?"
+            )
         ledger = cls(path, _engine(path), branch="", signer=None)
         ledger.branch = str(ledger.genesis.get("branch"))
         return ledger
@@ -199,7 +201,7 @@ class Ledger:
             size, head = transaction.head()
         if self._signer is None:
             raise ValueError("a ledger opened with `read` cannot sign")
-        signature = self._signer.sign(head_bytes(self.branch, size, head))
+        signature = self._signer.sign(LedgerHead.signed_bytes(self.branch, size, head))
         return LedgerHead(size=size, head=head, signature=base64.b64encode(signature).decode())
 
     def verify(self, *kept: LedgerHead) -> int:
@@ -246,24 +248,13 @@ def verify_chain(
         hashes.append(digest)
     for head in kept:
         if key is not None:
-            _check_signature(head, branch or "", key, name)
+            head.verify(branch or "", key)
         if head.size >= len(hashes) or hashes[head.size] != head.head:
             raise LedgerBroken(
                 f"{name}: history differs from the head kept at size {head.size}; "
                 f"the first {min(head.size, len(lines))} entries are not those that were signed"
             )
     return len(lines)
-
-
-def head_bytes(branch: str, size: int, head: str) -> bytes:
-    return HEAD_DOMAIN + canonical_bytes({"branch": branch, "size": size, "head": head})
-
-
-def _check_signature(head: LedgerHead, branch: str, key: Ed25519PublicKey, name: str) -> None:
-    try:
-        key.verify(base64.b64decode(head.signature, validate=True), head_bytes(branch, head.size, head.head))
-    except (InvalidSignature, ValueError):
-        raise LedgerBroken(f"{name}: the head at size {head.size} is not signed by this branch") from None
 
 
 def _parse(raw: bytes, digest: str) -> Entry:

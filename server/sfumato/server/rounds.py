@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from sfumato.common import codec, messages
 from sfumato.common.analyses import score_histogram
 from sfumato.common.codec import FrameError
 from sfumato.common.contract import Contract
-from sfumato.common.errors import REFUSAL_TEXT, SfumatoError
+from sfumato.common.errors import REFUSAL_TEXT, LedgerBroken, SfumatoError
 from sfumato.common.job import SignedJob
 from sfumato.common.learners import churn_net
 from sfumato.server.exchange import Exchange
@@ -74,8 +75,19 @@ class JobOutcome:
     summary: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Enrolled:
+    """What was pinned of a branch at enrolment: its name, and the key that signs its ledger's heads."""
+
+    name: str
+    ledger_key: Ed25519PublicKey
+
+
 class JobRun:
-    """One signed job over one exchange. `report` gets a small public dict for each event, for a screen."""
+    """One signed job over one exchange. `report` gets a small public dict for each event, for a screen.
+
+    With `enrolled` (by node id), an answer under another name or with a badly signed ledger head is dropped.
+    """
 
     def __init__(
         self,
@@ -84,8 +96,10 @@ class JobRun:
         contract: Contract,
         report: Report,
         *,
+        enrolled: Mapping[int, Enrolled] | None = None,
         join_timeout: float = 120.0,
     ) -> None:
+        self._enrolled = enrolled
         self._exchange = exchange
         self._signed = signed
         self._job = signed.job
@@ -93,7 +107,7 @@ class JobRun:
         self._report = report
         self._join_timeout = join_timeout
         self._branches: dict[int, BranchRecord] = {}
-        self._refused: list[dict[str, Any]] = []
+        self.refused: list[dict[str, Any]] = []
 
     def run(self) -> JobOutcome:
         """Raises JobFailed with the reason; reservations at the branches are released either way."""
@@ -106,7 +120,6 @@ class JobRun:
             self._close()
         metrics = score_histogram.read(histogram, scales)
         summary = self._summary(metrics, time.monotonic() - started)
-        self._report({"event": "finished", **summary})
         return JobOutcome(weights, histogram, metrics, summary)
 
     # --- steps -------------------------------------------------------------------------------------------
@@ -222,10 +235,27 @@ class JobRun:
                 continue
             if isinstance(message, messages.Refused):
                 self._note_refusal(node, message)
+            elif not self._authentic(node, message):
+                self._report({"event": "dropped", "branch": self._name(node), "reason": "is not who it says"})
+                continue
             answers[node] = (message, vector)
         for node, reason in gathered.dropped.items():
             self._report({"event": "dropped", "branch": self._name(node), "reason": reason})
         return answers
+
+    def _authentic(self, node: int, message: messages.Answer) -> bool:
+        if self._enrolled is None or not isinstance(
+            message, messages.JobOpened | messages.ReleasedAnswer | messages.JobClosed
+        ):
+            return True
+        pinned = self._enrolled.get(node)
+        if pinned is None or message.branch != pinned.name or message.job_id != self._signed.job_id:
+            return False
+        try:
+            message.ledger.verify(message.branch, pinned.ledger_key)
+        except LedgerBroken:
+            return False
+        return True
 
     def _note_refusal(self, node: int, message: messages.Refused) -> None:
         refusal = {
@@ -235,16 +265,20 @@ class JobRun:
             "requested": message.requested,
             "remaining": message.remaining,
         }
-        self._refused.append(refusal)
+        self.refused.append(refusal)
         self._report({"event": "refused", **refusal})
 
     def _name(self, node: int) -> str:
-        return self._branches[node].name if node in self._branches else f"node {node}"
+        if node in self._branches:
+            return self._branches[node].name
+        if self._enrolled and node in self._enrolled:
+            return self._enrolled[node].name
+        return f"node {node}"
 
     def _require(self, count: int, what: str) -> None:
         needed = self._job.federation.min_branches
         if count < needed:
-            reasons = sorted({f"{r['branch']}: {r['text']}" for r in self._refused})
+            reasons = sorted({f"{r['branch']}: {r['text']}" for r in self.refused})
             raise JobFailed(
                 f"only {count} of at least {needed} branches {what}"
                 + (". " + "; ".join(reasons) if reasons else "")
@@ -269,7 +303,7 @@ class JobRun:
             "per_branch": sorted(
                 (b.as_dict() for b in self._branches.values()), key=lambda b: str(b["name"])
             ),
-            "refused": self._refused,
+            "refused": self.refused,
         }
 
 

@@ -1,0 +1,211 @@
+"""`sfumato coordinator …` and `sfumato job …`: what the risk team and its operators type."""
+
+import json
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from sfumato.common.errors import BadInput, Unavailable
+
+coordinator = typer.Typer(help="The coordinator: set up, invite, enrol branches, run.", no_args_is_help=True)
+job = typer.Typer(help="Jobs: submit, watch, list, stop, report.", no_args_is_help=True)
+console = Console(highlight=False, soft_wrap=True)
+
+Home = Annotated[Path, typer.Argument(help="The coordinator's directory.", show_default=False)]
+Coordinator = Annotated[Path, typer.Option("--coordinator", help="The coordinator's directory.")]
+RunId = Annotated[int, typer.Argument(help="The run's number, as `job submit` and `job list` print it.")]
+
+
+@coordinator.command("init")
+def coordinator_init(
+    home: Home,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the SuperLink.")] = 9092,
+    session_port: Annotated[
+        int, typer.Option(min=1, max=65535, help="Port for sessions (fast rounds).")
+    ] = 9093,
+    name: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="DNS name or address by which branches reach it; repeat; the first is in invitations."
+        ),
+    ] = None,
+) -> None:
+    """Make a coordinator: own CA, server certificate, control token, job signing key, and an invitation."""
+    from sfumato.server.home import CoordinatorHome
+
+    made = CoordinatorHome.init(
+        home, host=host, port=port, session_port=session_port, names=tuple(name or ())
+    )
+    console.print(f"Coordinator is set up in {made.path}.")
+    console.print(f"Hand {made.path / 'invitation.json'} to every branch (it is public).")
+
+
+@coordinator.command("enrol")
+def coordinator_enrol(
+    home: Home,
+    enrolment: Annotated[list[Path], typer.Argument(help="enrolment.json of a branch; several are fine.")],
+) -> None:
+    """Admit branches by their enrolment files; at once if the coordinator is running, else at its next start."""
+    from sfumato.server.control import ControlClient, register_branches
+    from sfumato.server.home import CoordinatorHome
+
+    loaded = CoordinatorHome.load(home)
+    for path in enrolment:
+        console.print(f"Enrolled {loaded.enrol(path).name}.")
+    control = ControlClient.of(loaded)
+    try:
+        register_branches(loaded, control)
+    except Unavailable:
+        console.print("The coordinator is not running: they are admitted at its next start.")
+    finally:
+        control.close()
+
+
+@coordinator.command("start")
+def coordinator_start(home: Home) -> None:
+    """Run the SuperLink and the executor for jobs until Ctrl-C."""
+    import signal
+    import time
+
+    from sfumato.server.coordinator import Coordinator
+    from sfumato.server.home import CoordinatorHome
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    loaded = CoordinatorHome.load(home)
+    try:
+        with Coordinator(loaded) as running:
+            console.print(
+                f"Coordinator is ready on {loaded.local_address} ({len(loaded.branches())} branches)."
+            )
+            while True:
+                running.require_alive()
+                time.sleep(0.5)
+    except KeyboardInterrupt:
+        console.print("Coordinator stopped.")
+
+
+@job.command("submit")
+def job_submit(
+    job_file: Annotated[Path, typer.Argument(help="The job (TOML).")],
+    contract: Annotated[Path, typer.Option(help="The data contract it is written for (TOML).")],
+    home: Coordinator,
+    valid_hours: Annotated[
+        float, typer.Option(min=0.01, max=24 * 31, help="The signature's validity.")
+    ] = 24.0,
+    dry_run: Annotated[bool, typer.Option(help="Check and print the job's hash; submit nothing.")] = False,
+    watch: Annotated[bool, typer.Option(help="Follow it until it ends.")] = False,
+) -> None:
+    """Sign a job and start it through Flower's control API."""
+    from sfumato.common.contract import load_contract
+    from sfumato.common.job import load_job, sign_job
+    from sfumato.server.control import ControlClient
+    from sfumato.server.home import CoordinatorHome
+    from sfumato.server.watching import watch_run
+
+    loaded = CoordinatorHome.load(home)
+    checked = load_job(job_file)
+    signed = sign_job(
+        checked, load_contract(contract), loaded.job_key(), valid_for=timedelta(hours=valid_hours)
+    )
+    if dry_run:
+        console.print(f"{checked.name}: epsilon {checked.privacy.target_epsilon:g}, hash {signed.job_hash}")
+        return
+    control = ControlClient.of(loaded)
+    try:
+        run_id = control.submit(signed)
+        console.print(
+            f"Submitted {checked.name} as run {run_id} (job {signed.job_id}, hash {signed.job_hash})."
+        )
+        if watch:
+            watch_run(control, run_id, console)
+    finally:
+        control.close()
+
+
+@job.command("watch")
+def job_watch(
+    run_id: RunId,
+    home: Coordinator,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
+) -> None:
+    """Follow a run with live progress; exit code 0 only if it finished with a result."""
+    from sfumato.server.control import ControlClient
+    from sfumato.server.home import CoordinatorHome
+    from sfumato.server.results import write_whole
+    from sfumato.server.watching import watch_run
+
+    control = ControlClient.of(CoordinatorHome.load(home))
+    try:
+        result = watch_run(control, run_id, console)
+    finally:
+        control.close()
+    if json_file is not None:
+        write_whole(json_file, json.dumps(result, indent=1).encode())
+
+
+@job.command("list")
+def job_list(home: Coordinator) -> None:
+    """The latest runs: state, job, when, and why one failed."""
+    from sfumato.server.control import ControlClient
+    from sfumato.server.home import CoordinatorHome
+
+    control = ControlClient.of(CoordinatorHome.load(home))
+    try:
+        runs = control.list_runs()
+    finally:
+        control.close()
+    table = Table("run", "job", "state", "submitted", "why", box=None)
+    for run in runs:
+        state = run.sub_status if run.finished else run.status
+        table.add_row(str(run.run_id), _job_name(run.job), state, _short_time(run.submitted_at), run.details)
+    console.print(table)
+
+
+@job.command("stop")
+def job_stop(run_id: RunId, home: Coordinator) -> None:
+    """Stop a run. What was released stays released and charged; reservations end with the job."""
+    from sfumato.server.control import ControlClient
+    from sfumato.server.home import CoordinatorHome
+
+    control = ControlClient.of(CoordinatorHome.load(home))
+    try:
+        control.stop(run_id)
+    finally:
+        control.close()
+    console.print(f"Run {run_id} is stopped.")
+
+
+@job.command("report")
+def job_report(
+    run_id: RunId,
+    home: Coordinator,
+    out: Annotated[Path, typer.Option(help="The HTML page to write.")],
+) -> None:
+    """Write a finished or failed run's report as one self-contained page."""
+    from sfumato.server.home import CoordinatorHome
+    from sfumato.server.report import write_report
+    from sfumato.server.results import read_histogram, read_result, run_directory
+
+    directory = run_directory(CoordinatorHome.load(home), run_id)
+    write_report(out, read_result(directory), read_histogram(directory))
+    console.print(f"Wrote {out}.")
+
+
+def _job_name(signed: str) -> str:
+    try:
+        data: dict[str, Any] = json.loads(signed)
+        return str(data["job"]["name"])
+    except (ValueError, KeyError, TypeError):
+        return "(not a Sfumato job)"
+
+
+def _short_time(iso: str) -> str:
+    try:
+        return datetime.fromisoformat(iso).strftime("%Y-%m-%d %H:%M:%S")
+    except ValueError:
+        raise BadInput("the SuperLink gave a time that is none") from None

@@ -1,0 +1,91 @@
+"""Following a run: the job's progress events, carried in its log through Flower's control API.
+
+The ServerApp prints each event as one line of JSON (`app.print_report`); who may read the log may watch it.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from sfumato.server.control import ControlClient
+from sfumato.server.rounds import JobFailed
+
+Event = dict[str, Any]
+
+
+def events(pieces: Iterator[str]) -> Iterator[Event]:
+    """The events in a log that arrives in pieces; other lines and half lines are passed over or joined."""
+    buffer = ""
+    for piece in pieces:
+        buffer += piece
+        *lines, buffer = buffer.split("\n")
+        for line in lines:
+            try:
+                event = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(event, dict) and "event" in event:
+                yield event
+
+
+class Screen:
+    """A live view of one run: a bar for the rounds, a line a branch, and what went wrong."""
+
+    def __init__(self) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+        )
+        self._task = self._progress.add_task("waiting for branches", total=None)
+        self._branches: dict[str, tuple[float, float]] = {}
+        self._troubles: list[str] = []
+
+    def take(self, event: Event) -> None:
+        match event["event"]:
+            case "joined":
+                self._progress.update(self._task, description=f"{event['branches']} branches are there")
+            case "opened":
+                self._branches[event["branch"]] = (0.0, 0.0)
+                self._progress.update(self._task, description="branches open the job")
+            case "round":
+                self._progress.update(
+                    self._task, description="training", completed=event["round"], total=event["rounds"]
+                )
+                for name, spent in event["epsilon_spent"].items():
+                    self._branches[name] = (spent, event["epsilon_budget"][name])
+            case "refused":
+                self._troubles.append(f"{event['branch']} refused: {event['text']}")
+            case "dropped":
+                self._troubles.append(f"{event['branch']} dropped: {event['reason']}")
+            case "finished":
+                self._progress.update(self._task, description="finished")
+
+    def __rich__(self) -> Group:
+        table = Table("branch", "epsilon spent", "of", box=None)
+        for name, (spent, budget) in sorted(self._branches.items()):
+            table.add_row(name, f"{spent:.3f}", f"{budget:g}" if budget else "")
+        return Group(self._progress, table, *self._troubles[-5:])
+
+
+def watch_run(
+    control: ControlClient, run_id: int, console: Console, on_event: Callable[[Event], None] | None = None
+) -> Event:
+    """Show a run until it ends and return its result. Raises JobFailed with the reason if it has none."""
+    screen, last = Screen(), None
+    with Live(screen, console=console, refresh_per_second=8):
+        for event in events(control.logs(run_id)):
+            screen.take(event)
+            if on_event is not None:
+                on_event(event)
+            if event["event"] in ("finished", "failed"):
+                last = event
+    if last is None:
+        state = control.run(run_id)
+        raise JobFailed(f"run {run_id} ended without a result ({state.sub_status}): {state.details}")
+    if last["event"] == "failed":
+        raise JobFailed(f"run {run_id} failed: {last['reason']}")
+    return last
