@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from sfumato.common.errors import BadInput
 from sfumato.lab import samplebank_tables as tables
 from sfumato.lab.samplebank_contract import CONTRACT_TOML
-from sfumato.lab.samplebank_identity import identities
+from sfumato.lab.samplebank_identity import distinct_numbers, identities
 from sfumato.lab.samplebank_model import (
     COEFFICIENTS,
     INTERCEPT,
@@ -67,7 +67,7 @@ def generate(out: Path, *, branches: int = 4, customers_per_branch: int = 3000, 
     _check_folder(out, branches)
     sizes = _sizes(branches, customers_per_branch)
     rng = np.random.default_rng(seed)
-    numbers = _unique_numbers(rng, int(sizes.sum()))
+    numbers = distinct_numbers(rng, int(sizes.sum()), 10**9)
     truths, folders, start = [], {}, 0
     for b, n in enumerate(sizes.tolist(), start=1):
         name = f"branch-{b}"
@@ -143,12 +143,6 @@ def _check_folder(out: Path, branches: int) -> None:
 def _sizes(branches: int, mean: int) -> Ints:
     relative = np.array([PROFILES[b % len(PROFILES)].size for b in range(branches)])
     return np.asarray(np.round(relative / relative.mean() * mean), dtype=np.int64)
-
-
-def _unique_numbers(rng: np.random.Generator, n: int) -> Ints:
-    """`n` distinct numbers below 10^9 in random order: one a block of 10^9 / n."""
-    block = 10**9 // n
-    return rng.permutation(n) * block + rng.integers(0, block, n)
 
 
 def _write_branch(rng: np.random.Generator, folder: Path, branch: int, numbers: Ints) -> pa.Table:

@@ -27,7 +27,7 @@ BANK_CODE = "0420"
 def iban(branch: int, account: int) -> str:
     """The IBAN of an account (below 10^10) at a branch (below 10^4)."""
     bban = f"{BANK_CODE}{branch:04d}{account:010d}"
-    return f"{IBAN_COUNTRY}{98 - _mod97(bban + IBAN_COUNTRY + '00'):02d}{bban}"
+    return f"{IBAN_COUNTRY}{98 - mod97(bban + IBAN_COUNTRY + '00'):02d}{bban}"
 
 
 def iban_is_valid(text: str) -> bool:
@@ -36,18 +36,19 @@ def iban_is_valid(text: str) -> bool:
         len(text) == 22
         and text.startswith(IBAN_COUNTRY)
         and text[2:].isdecimal()
-        and _mod97(text[4:] + text[:4]) == 1
+        and mod97(text[4:] + text[:4]) == 1
     )
 
 
-def _mod97(text: str) -> int:
+def mod97(text: str) -> int:
+    """The remainder of ISO/IEC 7064 MOD 97-10: letters count as 10 to 35."""
     return int("".join(str(int(c, 36)) for c in text)) % 97
 
 
 def national_id(serial: int) -> str:
     """The national id of a serial number below 10^9."""
     digits = f"{serial:09d}"
-    return f"F{digits}{(11 - _mod11_10(digits)) % 10}"
+    return f"F{digits}{mod11_10_check_digit(digits)}"
 
 
 def national_id_is_valid(text: str) -> bool:
@@ -56,15 +57,22 @@ def national_id_is_valid(text: str) -> bool:
         len(text) == 11
         and text[0] == "F"
         and text[1:].isdecimal()
-        and (_mod11_10(text[1:10]) + int(text[10])) % 10 == 1
+        and mod11_10_check_digit(text[1:10]) == int(text[10])
     )
 
 
-def _mod11_10(digits: str) -> int:
+def mod11_10_check_digit(digits: str) -> int:
+    """The check digit that ISO/IEC 7064 MOD 11,10 puts behind these digits."""
     product = 10
     for d in digits:
         product = ((product + int(d)) % 10 or 10) * 2 % 11
-    return product
+    return (11 - product) % 10
+
+
+def distinct_numbers(draws: Draws, n: int, below: int) -> Ints:
+    """`n` different numbers below `below`, in random order: one from each of `n` equal blocks."""
+    block = below // n
+    return draws.permutation(n) * block + draws.integers(0, block, n)
 
 
 def identities(
@@ -74,7 +82,7 @@ def identities(
     n = len(people.age)
     first, last = draws.integers(0, 10**6, n), draws.integers(0, 10**6, n)
     street, number = draws.integers(0, len(STREETS), n), draws.integers(1, 220, n)
-    flat, phone = draws.integers(1, 90, n), draws.permutation(10**7)[:n]
+    flat, phone = draws.integers(1, 90, n), distinct_numbers(draws, n, 10**7)
     female = np.where(people.gender == 2, first % 2, people.gender == 0).astype(bool)
     has_mail = draws.random(n) < np.where(people.age > 70, 0.6, 0.96)
     names: list[str | None] = []
