@@ -9,7 +9,6 @@ run/              the unix socket between the two
 
 import os
 import pwd
-import secrets
 import stat
 import tomllib
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import tomli_w
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+from sfumato.client.courier_config import init_courier
 from sfumato.client.policy import Policy
 from sfumato.client.vault.store import Store
 from sfumato.common.bundle import approved_hash
@@ -29,9 +29,6 @@ from sfumato.common.enrolment import (
     Invitation,
     ed25519_public_key,
     ed25519_text,
-    load_node_key,
-    new_node_key,
-    public_pem,
 )
 from sfumato.common.errors import BadInput, Insecure
 from sfumato.common.job import key_id
@@ -190,10 +187,12 @@ class BranchHome:
             "unit": checked.unit,
         }
         Ledger.create(home.ledger, branch=name, signer=signer(keyring), genesis=genesis).close()
-        node_public = home._write_courier(invited)
+        courier = init_courier(
+            home.courier, invited, runtime_port=free_ports(1)[0], vault_socket=Path("..", "run", "vault.sock")
+        )
         enrolment = Enrolment(
             name=name,
-            node_public_key=node_public.decode(),
+            node_public_key=courier.node_public_key(),
             ledger_public_key=ed25519_text(signer(keyring).public_key()),
         )
         write_new(path / "enrolment.json", enrolment.dump(), mode=0o644)
@@ -204,24 +203,6 @@ class BranchHome:
         _give(home.vault, vault_user)
         _give(home.courier, courier_user)
         return home
-
-    def _write_courier(self, invited: Invitation) -> bytes:
-        private, _ = new_node_key()
-        write_new(self.courier / "node.key", private)
-        write_new(self.courier / "ca.pem", invited.ca.encode())
-        write_new(self.courier / "superexec-secret", secrets.token_urlsafe(48).encode())
-        settings = {
-            "superlink": invited.superlink,
-            "ca": "ca.pem",
-            "node_key": "node.key",
-            "superexec_secret": "superexec-secret",
-            "runtime_port": free_ports(1)[0],
-            "vault_socket": "../run/vault.sock",
-            "flwr_home": "flwr",
-            "log": "courier.log",
-        }
-        write_new(self.courier / "courier.toml", tomli_w.dumps(settings).encode())
-        return public_pem(load_node_key(private))
 
 
 def _give(directory: Path, user: str | None) -> None:

@@ -10,8 +10,9 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from sfumato.client.courier.config import CourierConfig
+from sfumato.client.courier_config import CourierConfig
 from sfumato.common.errors import SfumatoError
+from sfumato.common.private_files import private_directory
 from sfumato.common.processes import python, quiet_environment, start_child, stop_group
 
 log = logging.getLogger("sfumato.courier")
@@ -70,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = CourierConfig.load(options.config)
         secret = config.superexec_secret
+        private_directory(config.flwr_home)
         # Flower reads its switches while it is imported, so they are set before the first import of it.
         quiet = quiet_environment(os.environ, config.flwr_home)
         os.environ.clear()

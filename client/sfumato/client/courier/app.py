@@ -11,9 +11,9 @@ from pathlib import Path
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from sfumato.client.courier.config import CourierConfig
 from sfumato.client.courier.session import UNREACHABLE, Session
 from sfumato.client.courier.vault_link import VaultLink, refusal
+from sfumato.client.courier_config import CourierConfig
 from sfumato.common.errors import RefusalCode
 from sfumato.common.flower_tasks import FRAME_RECORD
 

@@ -100,8 +100,8 @@ def init_courier(
 ) -> CourierConfig:
     """Make a courier's directory (0700): a fresh node key and secret, the CA, courier.toml.
 
-    Raises BadInput if one of the files is there already, or if the invitation names another bundle than the
-    one this installation runs.
+    A relative `vault_socket` is relative to `path`. Raises BadInput if one of the files is there already, or
+    if the invitation names another bundle than the one this installation runs.
     """
     if invitation.bundle_hash != approved_hash():
         raise BadInput(
@@ -121,7 +121,7 @@ def init_courier(
         "node_key_file": "node.key",
         "superexec_secret_file": "superexec.secret",
         "runtime_port": runtime_port,
-        "vault_socket": str(vault_socket.absolute()),
+        "vault_socket": str(vault_socket),
         "flwr_home": "flwr",
         "log_file": "courier.log",
     }
