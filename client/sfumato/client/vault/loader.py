@@ -61,10 +61,6 @@ def stored_columns(table: Table) -> tuple[Column, ...]:
     return tuple(c for c in table.columns if not is_sealed(c) and not is_dropped(c))
 
 
-def stored_type(table: Table, column: Column) -> pa.DataType:
-    return pa.string() if token_purpose(table, column) else ARROW_TYPES[column.type]
-
-
 @dataclass
 class _Staged:
     """One sealed column on its way: values not yet in a whole chunk, and where the staged chunks lie."""
