@@ -120,7 +120,7 @@ BAD_FILES = [
     Bad(
         "no-header",
         f"{line}\n{line}".replace("0.25", "7.25").encode(),
-        "the first line is not the header of table 'customers': it has 0 of the 14 declared columns",
+        "the header is not that of table 'customers': it has 0 of the 14 declared columns",
         "Ada",
         whole_file=True,
     ),

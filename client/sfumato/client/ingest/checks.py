@@ -69,7 +69,7 @@ def check_header(name: str, header: tuple[str, ...], table: Table) -> None:
         return
     if len(declared & set(header)) * 2 < len(declared):
         raise BadInput(
-            f"{name}: the first line is not the header of table {table.name!r}: it has "
+            f"{name}: the header is not that of table {table.name!r}: it has "
             f"{len(declared & set(header))} of the {len(declared)} declared columns",
             hint=f"Expected a header with: {', '.join(c.name for c in table.columns)}.",
         )
