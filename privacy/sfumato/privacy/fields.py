@@ -106,10 +106,13 @@ def _associated_data(table: str, column: str, chunk: int, count: int) -> bytes:
 def _string_array(values: "Sequence[str | None] | pa.Array") -> pa.Array:
     try:
         if isinstance(values, pa.Array):
-            return values if pa.types.is_string(values.type) else values.cast(pa.string())
-        return pa.array(values, type=pa.string())
+            array = values if pa.types.is_string(values.type) else values.cast(pa.string())
+        else:
+            array = pa.array(values, type=pa.string())
+        array.validate(full=True)  # also that the bytes are UTF-8
     except (pa.ArrowException, UnicodeError, TypeError):
-        raise ValueError("a sealed value is a string of valid Unicode, or nothing") from None
+        raise ValueError("a value is a string of valid Unicode, or nothing") from None
+    return array
 
 
 def _pack(array: pa.Array) -> bytes:

@@ -328,12 +328,12 @@ def _check_seal(document: dict[str, Any], seal: str, provider: KeyProvider) -> N
 def _read(path: Path) -> tuple[dict[str, Any], str]:
     """The document and its seal, unverified. Raises Insecure when others could read it, BadInput otherwise."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         raise BadInput(f"{path}: no such keyring", hint="Make one with `sfumato branch init`.") from None
     except OSError as e:
         raise BadInput(f"{path}: cannot be opened ({e.strerror})") from None
-    with os.fdopen(fd, "rb") as file:
+    try:
         mode = os.fstat(fd).st_mode
         if not stat.S_ISREG(mode):
             raise BadInput(f"{path}: not a regular file")
@@ -342,7 +342,10 @@ def _read(path: Path) -> tuple[dict[str, Any], str]:
                 f"{path}: group or others have access (mode {stat.S_IMODE(mode):04o})",
                 hint="chmod 600 it, and think about who may have copied it.",
             )
-        raw = file.read(MAX_FILE_BYTES + 1)
+        with os.fdopen(fd, "rb", closefd=False) as file:
+            raw = file.read(MAX_FILE_BYTES + 1)
+    finally:
+        os.close(fd)
     try:
         document = json.loads(raw.decode("utf-8"))
         seal = document.pop("seal")
@@ -373,11 +376,15 @@ def _write_temporary(path: Path, data: bytes) -> Path:
     """A new 0600 file beside `path` with these bytes, on the disk."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.new")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    with os.fdopen(fd, "wb") as file:
-        os.fchmod(fd, 0o600)
-        file.write(data)
-        file.flush()
-        os.fsync(fd)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            os.fchmod(fd, 0o600)
+            file.write(data)
+            file.flush()
+            os.fsync(fd)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
     return temporary
 
 
