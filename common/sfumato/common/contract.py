@@ -4,7 +4,9 @@ A contract is public by construction: bounds, categories and bin edges are writt
 at the data, so using them costs no epsilon. It is read from TOML; `Contract.hash` names it in jobs.
 """
 
+import math
 import tomllib
+from collections.abc import Iterator
 from datetime import date
 from enum import StrEnum
 from pathlib import Path
@@ -73,6 +75,8 @@ class _Bounded(_Strict):
     def _ordered(self) -> Self:
         if self.bounds is not None and not self.bounds[0] < self.bounds[1]:
             raise ValueError(f"bounds must be [low, high] with low < high, got {list(self.bounds)}")
+        if self.bounds is not None and not all(map(math.isfinite, self.bounds)):
+            raise ValueError(f"bounds must be finite, got {list(self.bounds)}")
         if self.edges is not None:
             if self.bounds is None:
                 raise ValueError("edges need bounds")
@@ -262,13 +266,27 @@ class Contract(_Strict):
         return content_hash(self.model_dump(mode="json"))
 
 
-def validation_lines(error: ValidationError) -> str:
-    """A pydantic error as lines 'place: what is wrong', without echoing the offending value."""
+def validation_lines(error: ValidationError, data: object = None) -> str:
+    """A pydantic error as lines 'place: what is wrong', without echoing the offending value.
+
+    With the `data` that was checked, members of a list are called by their name: tables.customers, not tables.0.
+    """
     lines = []
     for e in error.errors(include_input=False, include_url=False, include_context=False):
-        place = ".".join(str(p) for p in e["loc"])
+        place = ".".join(_place(e["loc"], data))
         lines.append(f"{place + ': ' if place else ''}{e['msg'].removeprefix('Value error, ')}")
     return "\n  ".join(lines)
+
+
+def _place(location: tuple[int | str, ...], data: object) -> Iterator[str]:
+    for part in location:
+        if isinstance(part, int):
+            data = data[part] if isinstance(data, list) and part < len(data) else None
+            name = data.get("name") if isinstance(data, dict) else None
+            yield name if isinstance(name, str) and name.isidentifier() else f"#{part + 1}"
+        else:
+            data = data.get(part) if isinstance(data, dict) else None
+            yield part
 
 
 def read_toml(path: Path, what: str) -> dict[str, object]:
@@ -277,6 +295,8 @@ def read_toml(path: Path, what: str) -> dict[str, object]:
         return tomllib.loads(path.read_bytes().decode("utf-8"))
     except FileNotFoundError:
         raise BadInput(f"{path}: no such file", hint=f"Give the path of a {what}.") from None
+    except OSError as e:
+        raise BadInput(f"{path}: cannot be read ({e.strerror})", hint=f"Give the path of a {what}.") from None
     except UnicodeDecodeError as e:
         raise BadInput(f"{path}: not UTF-8 (byte {e.start})", hint=f"Save the {what} as UTF-8.") from None
     except tomllib.TOMLDecodeError as e:
@@ -290,6 +310,6 @@ def load_contract(path: Path) -> Contract:
         return Contract.model_validate(data)
     except ValidationError as e:
         raise BadInput(
-            f"{path}: not a valid data contract\n  {validation_lines(e)}",
+            f"{path}: not a valid data contract\n  {validation_lines(e, data)}",
             hint="See docs/data-contract.md for every key.",
         ) from None
