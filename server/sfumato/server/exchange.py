@@ -105,9 +105,9 @@ def frame_of(message: Message) -> bytes | None:
 
 def push(grid: Grid, messages: Mapping[int, Message]) -> dict[str, int]:
     """Hand the messages to the grid: message id to node. A node whose message was not taken is left out."""
-    nodes = list(messages)
-    ids = list(grid.push_messages([messages[n] for n in nodes])) if nodes else []
-    return {i: n for i, n in zip(ids, nodes, strict=False) if i}
+    # Flower's two grids disagree on what stands for a message that was not taken: nothing, or an empty id.
+    taken = set(grid.push_messages(list(messages.values()))) if messages else set()
+    return {m.metadata.message_id: n for n, m in messages.items() if m.metadata.message_id in taken}
 
 
 class MessageExchange:
