@@ -35,7 +35,12 @@ def write_new(path: Path, data: bytes, *, mode: int = 0o600) -> None:
 
 def replace(path: Path, data: bytes, *, mode: int = 0o600) -> None:
     """Write a file, whole or not at all, in place of the one that may be there."""
-    _write_beside(path, data, mode).replace(path)
+    temporary = _write_beside(path, data, mode)
+    try:
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
     _sync_directory(path.parent)
 
 
@@ -74,10 +79,14 @@ def _require_private(path: Path, *, directory: bool) -> None:
 def _write_beside(path: Path, data: bytes, mode: int) -> Path:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    with os.fdopen(descriptor, "wb") as out:
-        out.write(data)
-        out.flush()
-        os.fsync(out.fileno())
+    try:
+        with os.fdopen(descriptor, "wb") as out:
+            out.write(data)
+            out.flush()
+            os.fsync(out.fileno())
+    except OSError:  # a full disk, say: no half-written file stays behind
+        temporary.unlink(missing_ok=True)
+        raise
     return temporary
 
 

@@ -26,6 +26,7 @@ from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 
 from sfumato.common.canonical import canonical_bytes
 from sfumato.common.errors import BadInput, Insecure
+from sfumato.common.private_files import replace, write_new
 
 KEY_BYTES = 32
 NONCE_BYTES = 12
@@ -182,7 +183,8 @@ class Keyring(_Unpicklable):
             "keys": {},
             "destroyed": [],
         }
-        _write_new(path, _sealed_bytes(document, provider))
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_new(path, _sealed_bytes(document, provider))
         return cls(path, provider, document)
 
     @classmethod
@@ -290,7 +292,7 @@ class Keyring(_Unpicklable):
             except UnwrapFailed:
                 hint = "If another process rotated it, open it again."
                 raise BadInput(f"{self._path}: {_NOT_OPEN}", hint=hint) from None
-            _replace(self._path, _sealed_bytes(document, sealed_by or self._provider))
+            replace(self._path, _sealed_bytes(document, sealed_by or self._provider))
             self._document = document
 
     def __repr__(self) -> str:
@@ -370,50 +372,3 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(fd)
-
-
-def _write_temporary(path: Path, data: bytes) -> Path:
-    """A new 0600 file beside `path` with these bytes, on the disk."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.new")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        with os.fdopen(fd, "wb") as file:
-            os.fchmod(fd, 0o600)
-            file.write(data)
-            file.flush()
-            os.fsync(fd)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    return temporary
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _replace(path: Path, data: bytes) -> None:
-    temporary = _write_temporary(path, data)
-    try:
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-
-
-def _write_new(path: Path, data: bytes) -> None:
-    """As `_replace`, but never over a file that exists (a hard link refuses where a rename would not)."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    temporary = _write_temporary(path, data)
-    try:
-        os.link(temporary, path)
-    except FileExistsError:
-        raise BadInput(f"{path}: exists already", hint="A keyring is never overwritten.") from None
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
