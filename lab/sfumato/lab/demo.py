@@ -22,8 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sfumato.client.home import BranchHome
-from sfumato.client.ingest.load import ingest
-from sfumato.client.ingest.sources import file_source
+from sfumato.client.ingest.load import ingest, open_source
 from sfumato.client.policy import Policy
 from sfumato.client.vault.store import Store
 from sfumato.common.contract import load_contract
@@ -137,7 +136,7 @@ def _ingest_all(branch: BranchHome, folder: Path, passphrase: str) -> None:
     try:
         for table in contract.tables:
             file = next(p for p in sorted(folder.iterdir()) if p.stem == table.name)
-            ingest(file_source(file), table.name, contract, store)
+            ingest(open_source(file), table.name, contract, store)
             ledger.append("ingest", {"table": table.name, "mode": "create"})
     finally:
         store.close()
@@ -146,9 +145,18 @@ def _ingest_all(branch: BranchHome, folder: Path, passphrase: str) -> None:
 @contextmanager
 def _running(branch: BranchHome) -> Iterator["subprocess.Popen[bytes]"]:
     """`sfumato branch start`, as an operator would type it, until the block ends."""
+    passphrase = str(branch.path / "passphrase")
+    command = [
+        "-m",
+        "sfumato.common.cli",
+        "branch",
+        "start",
+        str(branch.path),
+        "--passphrase-file",
+        passphrase,
+    ]
     process = start_child(
-        python("-m", "sfumato.common.cli", "branch", "start", str(branch.path))
-        + ["--passphrase-file", str(branch.path / "passphrase")],
+        python(*command),
         environment=quiet_environment(os.environ, branch.courier / "flwr"),
         log=branch.path / "start.log",
     )

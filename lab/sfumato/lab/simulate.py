@@ -27,18 +27,18 @@ from flwr.serverapp import Grid, ServerApp
 
 from sfumato.client.features import customer_frame
 from sfumato.client.home import BranchHome, signer
-from sfumato.client.ingest.load import ingest
+from sfumato.client.ingest.load import ingest, open_source
 from sfumato.client.ingest.parquet_source import ParquetSource
-from sfumato.client.ingest.sources import Source, file_source
+from sfumato.client.ingest.sources import Source
 from sfumato.client.policy import Policy
 from sfumato.client.vault.answer import Vault
 from sfumato.client.vault.service import open_vault
 from sfumato.client.vault.store import Store
 from sfumato.common.contract import Contract, load_contract
 from sfumato.common.errors import BadInput, SfumatoError
+from sfumato.common.flower_tasks import FRAME_RECORD
 from sfumato.common.job import Job, load_job, sign_job
 from sfumato.common.private_files import write_new
-from sfumato.common.flower_tasks import FRAME_RECORD
 from sfumato.lab.partition import NumberedSource, split
 from sfumato.privacy.keys import EphemeralKeys, Keyring, PassphraseKeyProvider
 from sfumato.privacy.ledger import Ledger
@@ -76,7 +76,7 @@ def simulate(
     job = load_job(job_file)
     if branches < 1:
         raise BadInput("--branches must be at least 1")
-    source: Source = file_source(data)
+    source: Source = open_source(data)
     if row_number_as is not None:
         source = NumberedSource(source, row_number_as)
     with tempfile.TemporaryDirectory(prefix="sfumato-simulate-") as directory:
@@ -171,7 +171,8 @@ def _client_app(homes: list[BranchHome]) -> ClientApp:
     @app.query()
     def query(message: Message, context: Context) -> Message:
         vault = _vault(paths[int(context.node_config["partition-id"])])
-        frame = message.content[FRAME_RECORD]["frame"]
+        frame = message.content.config_records[FRAME_RECORD]["frame"]
+        assert isinstance(frame, bytes)
         answer = ConfigRecord({"frame": vault.answer(frame)})
         return Message(RecordDict({FRAME_RECORD: answer}), reply_to=message)
 
