@@ -232,7 +232,7 @@ def _print(summary: dict[str, Any], out: Path, console: Console) -> None:
 
 METRIC_NAMES = {
     "auc": "AUC (1 is perfect, 0.5 is chance)",
-    "lift": "lift in the top 10%",
+    "lift_at_10": "lift in the top 10%",
     "precision": "precision",
     "recall": "recall",
     "f1": "F1",

@@ -124,7 +124,7 @@ def _make_branch(
     (home.vault / "job-keys").mkdir(mode=0o700)
     passphrase = secrets.token_urlsafe(32)
     # A random 256-bit passphrase needs no stretching.
-    provider = PassphraseKeyProvider(passphrase, iterations=1, lanes=1, memory_kib=1024)
+    provider = PassphraseKeyProvider(passphrase, iterations=1, lanes=1, memory_kib=8 * 1024)
     keyring = Keyring.create(home.keyring, provider)
     contract = load_contract(contract_file)
     write_new(home.vault / "contract.toml", contract_file.read_bytes())

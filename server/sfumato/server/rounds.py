@@ -7,7 +7,7 @@ with a reason. Whatever happens, open branches are told to close, so that no res
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -293,7 +293,7 @@ class JobRun:
             "auc": metrics.auc.value,
             "auc_low": metrics.auc.low,
             "auc_high": metrics.auc.high,
-            "metrics": metrics.as_dict(),
+            "metrics": asdict(metrics),
             "epsilon": max(b.epsilon for b in self._branches.values()),
             "delta": self._job.privacy.delta,
             "branches": len(self._branches),

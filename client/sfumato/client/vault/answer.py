@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from dp_accounting.dp_event import DpEvent
 
@@ -209,8 +208,7 @@ class Vault:
         net = churn_net.build(self._contract, job.model, job.training.seed)
         _load(net, body)
         customers = self._customers_for(job)
-        with torch.no_grad():
-            logits = net(customers.encoded.take(customers.holdout)).numpy().astype(np.float64)
+        logits = churn_net.logits(net, customers.encoded.take(customers.holdout))
         cells = score_histogram.cells(logits, customers.labels[customers.holdout], job.evaluation.bins)
         mechanism = DiscreteLaplaceHistogram(
             OneCellCounts.of(cells, 2 * job.evaluation.bins), plan.evaluation_scale, self._rng
