@@ -120,6 +120,7 @@ def test_findings_are_counted_with_the_first_ten_rows(
     assert "50 rows (rows 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, …)" in str(caught.value)
 
 
+@pytest.mark.usefixtures("file_system")
 def test_quarantine_has_the_original_cells_and_only_its_owner_reads_it(
     tmp_path: Path, contract: Contract, store: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,6 +158,7 @@ def test_no_quarantine_file_without_a_bad_row(tmp_path: Path, contract: Contract
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.usefixtures("file_system")
 def test_quarantine_never_overwrites(tmp_path: Path, contract: Contract, store: Any) -> None:
     path, held = write(tmp_path / "f.csv", row("a"), row("b", age="x")), tmp_path / "q.csv"
     held.write_text("mine")
@@ -171,6 +173,7 @@ def test_quarantine_never_overwrites(tmp_path: Path, contract: Contract, store: 
     assert not (tmp_path / "elsewhere").exists()
 
 
+@pytest.mark.usefixtures("file_system")
 def test_quarantine_loses_a_race_for_its_name(tmp_path: Path, contract: Contract, store: Any) -> None:
     path, held = write(tmp_path / "f.csv", row("a"), row("b", age="x")), tmp_path / "q.csv"
 
@@ -198,7 +201,21 @@ def test_no_good_row_is_refused_even_with_quarantine(tmp_path: Path, contract: C
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.fixture(params=["nameless", "hidden", "hidden-no-links"])
+def file_system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system with nameless files, one without, and one without hard links as well."""
+    if request.param != "nameless":
+        monkeypatch.delattr(os, "O_TMPFILE", raising=False)
+    if request.param == "hidden-no-links":
+
+        def refuse(*_: Any, **__: Any) -> None:
+            raise PermissionError(1, "Operation not permitted")
+
+        monkeypatch.setattr(os, "link", refuse)
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, OSError])
+@pytest.mark.usefixtures("file_system")
 def test_interrupted_load_leaves_nothing(
     error: type[BaseException],
     tmp_path: Path,
@@ -220,6 +237,7 @@ def test_interrupted_load_leaves_nothing(
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.usefixtures("file_system")
 def test_failed_commit_takes_the_quarantine_back(tmp_path: Path, contract: Contract, store: Any) -> None:
     path = write(tmp_path / "f.csv", row("a"), row("b", age="x"))
     held = tmp_path / "q.csv"
