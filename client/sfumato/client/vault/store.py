@@ -9,6 +9,7 @@ The file's key is the keyring's `store`; each sealed field has its own. One proc
 several read it.
 """
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -32,7 +33,7 @@ from sfumato.client.vault.loader import (
 from sfumato.common.contract import Column, ColumnType, Contract, Table
 from sfumato.common.errors import BadInput
 from sfumato.privacy.fields import CHUNK_VALUES, FieldCipher, Tokenizer
-from sfumato.privacy.keys import Keyring
+from sfumato.privacy.keys import KeySource
 
 LAYOUT = "1"
 STORE_KEY = "store"
@@ -52,14 +53,14 @@ class Store:
     """A branch's data at rest. Safe across threads: one statement at a time."""
 
     def __init__(
-        self, path: Path, contract: Contract, keyring: Keyring, connection: duckdb.DuckDBPyConnection
+        self, path: Path, contract: Contract, keyring: KeySource, connection: duckdb.DuckDBPyConnection
     ) -> None:
         self._path, self._contract, self._keyring = path, contract, keyring
         self._connection = connection
         self._mutex = threading.RLock()
 
     @classmethod
-    def create(cls, path: Path, contract: Contract, keyring: Keyring) -> "Store":
+    def create(cls, path: Path, contract: Contract, keyring: KeySource) -> "Store":
         """Make an empty store for this contract and open it, in a folder that is 0700.
 
         Raises BadInput (exists; names that differ only in case) or Insecure (no encryption; folder not private).
@@ -68,7 +69,7 @@ class Store:
         return cls.open(path, contract, keyring)
 
     @classmethod
-    def open(cls, path: Path, contract: Contract, keyring: Keyring, *, read_only: bool = False) -> "Store":
+    def open(cls, path: Path, contract: Contract, keyring: KeySource, *, read_only: bool = False) -> "Store":
         """Open a store. Raises BadInput (absent, in use, wrong keyring, another contract) or Insecure."""
         if not path.is_file():
             raise BadInput(f"{path}: no such store", hint="Make one with `sfumato branch init`.")
@@ -111,7 +112,8 @@ class Store:
                 self._set_next_slot(table, loader.finish())
                 self._connection.execute("COMMIT")
             except BaseException:
-                self._connection.execute("ROLLBACK")
+                with contextlib.suppress(duckdb.TransactionException):  # a commit that failed has rolled back
+                    self._connection.execute("ROLLBACK")
                 raise
             finally:
                 if loader is not None:
