@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -64,10 +65,14 @@ def start_child(
     environment: Mapping[str, str],
     log: Path | None = None,
     cwd: Path | None = None,
+    lifeline: bool = False,
 ) -> "subprocess.Popen[bytes]":
     """Start a process in a group of its own, which gets SIGTERM when the calling *thread* ends.
 
     So call it from the main thread, or from one that lives as long. Output is appended to `log` (0600).
+    With `lifeline` the child is told by the end of its standard input instead, and must call
+    `end_with_parent`: for programs that a second SIGTERM cuts short. The kernel sends one for each thread of a
+    dying parent that the child is handed to, and Flower's SuperNode then dies before it has signed off.
     """
     wrapped = [sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(os.getpid()), *command]
     output: int | None = None
@@ -75,10 +80,10 @@ def start_child(
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
         return subprocess.Popen(
-            wrapped,
+            command if lifeline else wrapped,
             env=dict(environment),
             cwd=cwd,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE if lifeline else subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT if output is not None else None,
             start_new_session=True,
@@ -86,6 +91,17 @@ def start_child(
     finally:
         if output is not None:
             os.close(output)
+
+
+def end_with_parent() -> None:
+    """Send ourselves one SIGTERM when standard input ends, that is when the parent is gone."""
+
+    def watch() -> None:
+        while os.read(0, 4096):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="lifeline", daemon=True).start()
 
 
 def stop_group(process: "subprocess.Popen[bytes]", *, grace: float = 8.0) -> int:

@@ -17,7 +17,12 @@ from sfumato.common.processes import python, quiet_environment, start_child, sto
 
 log = logging.getLogger("sfumato.courier")
 
-SUPERNODE = "from flwr.supernode.cli import flower_supernode; flower_supernode()"
+SUPERNODE = """
+from sfumato.common.processes import end_with_parent
+end_with_parent()
+from flwr.supernode.cli import flower_supernode
+flower_supernode()
+"""
 FIRST_WAIT, LONGEST_WAIT = 1.0, 10.0
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
@@ -44,6 +49,7 @@ def keep_supernode(config: CourierConfig, stop: threading.Event) -> None:
             environment=quiet_environment(os.environ, config.flwr_home),
             log=config.log_file,
             cwd=config.flwr_home,
+            lifeline=True,
         )
         try:
             lasted = _watch(process, stop)
