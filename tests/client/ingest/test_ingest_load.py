@@ -104,6 +104,34 @@ def test_clip_moves_numbers_and_categories_and_says_so(
     assert table.column("product").to_pylist() == ["other", "loan", None]
     assert report.clipped == {"balance": 2, "product": 1}
     assert "column 'balance': 2 cells moved into their domain" in str(report)
+    assert "column 'product': 1 cell moved into" in str(report)
+
+
+@pytest.mark.parametrize(
+    ("label", "cell"),
+    [
+        ({"type": "category", "categories": ["stays", "goes"], "positive": "goes"}, "perhaps"),
+        ({"type": "integer", "bounds": [0, 1]}, "2"),
+        ({"type": "integer", "bounds": [0, 5]}, "2"),
+    ],
+)
+def test_a_label_is_never_clipped(label: dict[str, Any], cell: str, tmp_path: Path, store: Any) -> None:
+    columns = [
+        {"name": "id", "type": "string", "role": "customer_id"},
+        {"name": "y", "role": "label", "out_of_domain": "clip", **label},
+    ]
+    contract = Contract.model_validate(
+        {
+            "version": 1,
+            "name": "c",
+            "purpose": "labels stay",
+            "tables": [{"name": "customers", "columns": columns}],
+        }
+    )
+    path = tmp_path / "f.csv"
+    path.write_text(f"id,y\na,{cell}\n")
+    with pytest.raises(LoadRefused, match="column 'y', bad-label: 1 row"):
+        ingest(CsvSource(path), "customers", contract, type(store)(contract))
 
 
 def test_findings_are_counted_with_the_first_ten_rows(

@@ -101,10 +101,14 @@ class IngestReport:
             f"{self.rows_loaded:,} loaded, {self.rows_quarantined:,} quarantined"
         ]
         lines += [f"  {f}" for f in self.findings]
-        lines += [f"  column {c!r}: {n:,} cells moved into their domain" for c, n in self.clipped.items()]
+        lines += [f"  column {c!r}: {_cells(n)} moved into their domain" for c, n in self.clipped.items()]
         if self.quarantine is not None:
             lines.append(f"  The bad rows are in {self.quarantine}: personal data, readable by you alone.")
         return "\n".join(lines)
+
+
+def _cells(count: int) -> str:
+    return "1 cell" if count == 1 else f"{count:,} cells"
 
 
 class LoadRefused(BadInput):
