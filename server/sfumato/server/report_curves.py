@@ -1,0 +1,105 @@
+"""Curves of a noisy score histogram with pointwise 95% bands, for the report's figures.
+
+Bands are percentiles of a parametric bootstrap (Efron & Tibshirani 1993, ch. 6): histograms as they might have
+come, with other customers and other noise, read again by `analyses.score_histogram.curves`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from sfumato.common.analyses import score_histogram
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+DRAWS = 200
+TAIL = 0.025
+
+
+@dataclass(frozen=True)
+class Band:
+    """y over x with a pointwise interval; all float64 [points]."""
+
+    x: Floats
+    y: Floats
+    low: Floats
+    high: Floats
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """One label's customers a bin: the released noisy count, and the smooth count read from it."""
+
+    noisy: Ints
+    smooth: Floats
+
+
+@dataclass(frozen=True)
+class ScoreCurves:
+    """Everything drawn from one histogram. `centres` are the bins' middles, in log-odds."""
+
+    roc: Band
+    gains: Band
+    calibration: Band
+    customers: Floats
+    centres: Floats
+    negative: Distribution
+    positive: Distribution
+
+
+def score_curves(total: Ints, scales: Sequence[float], *, draws: int = DRAWS, seed: int = 0) -> ScoreCurves:
+    """Read a histogram [2 * bins] once for all figures. `scales`: discrete Laplace scale of each branch.
+
+    `seed` drives the bootstrap alone. Raises ValueError on a vector that is no histogram.
+    """
+    point = score_histogram.curves(total, scales)
+    positive, negative = point.customers * point.observed, point.customers * (1 - point.observed)
+    again = [
+        score_histogram.curves(other, scales)
+        for other in _others(np.concatenate([negative, positive]), scales, draws, seed)
+    ]
+    contacted = _contacted(point)
+    bins = point.customers.size
+    return ScoreCurves(
+        roc=_band(
+            point.false_positive_rate,
+            point.true_positive_rate,
+            [
+                np.interp(point.false_positive_rate, c.false_positive_rate, c.true_positive_rate)
+                for c in again
+            ],
+        ),
+        gains=_band(
+            contacted,
+            point.true_positive_rate,
+            [np.interp(contacted, _contacted(c), c.true_positive_rate) for c in again],
+        ),
+        calibration=_band(point.predicted, point.observed, [c.observed for c in again]),
+        customers=point.customers,
+        centres=np.log(point.predicted / (1 - point.predicted)),
+        negative=Distribution(total[:bins], negative),
+        positive=Distribution(total[bins:], positive),
+    )
+
+
+def _others(expected: Floats, scales: Sequence[float], draws: int, seed: int) -> Ints:
+    """[draws, 2 * bins]: Poisson counts about the expected ones, each branch's discrete Laplace noise on top."""
+    rng = np.random.default_rng(seed)  # noqa: TID251 - it reads a public result; it protects nothing
+    counts = rng.poisson(expected, (draws, expected.size))
+    for scale in scales:
+        p = -np.expm1(-1.0 / scale)
+        counts = counts + rng.geometric(p, counts.shape) - rng.geometric(p, counts.shape)
+    return np.asarray(counts, dtype=np.int64)
+
+
+def _contacted(curves: score_histogram.Curves) -> Floats:
+    """Share of all customers at or above each cut-off, from 0 to 1, as the ROC's points go."""
+    return np.concatenate([[0.0], np.cumsum(curves.customers[::-1]) / curves.customers.sum()])
+
+
+def _band(x: Floats, y: Floats, drawn: Sequence[Floats]) -> Band:
+    low, high = np.quantile(np.stack(drawn), [TAIL, 1 - TAIL], axis=0)
+    y = np.clip(y, 0.0, 1.0)  # a sum of shares may end a rounding error above 1
+    return Band(x, y, np.clip(low, 0.0, y), np.clip(high, y, 1.0))
