@@ -118,6 +118,12 @@ BAD_FILES = [
         whole_file=True,
     ),
     Bad(
+        "column-with-other-spelling",
+        text(two).replace(",age,", ", Age ,", 1).encode(),
+        "column 'age' is written with other capitals or spaces (place 4)",
+        whole_file=True,
+    ),
+    Bad(
         "no-header",
         f"{line}\n{line}".replace("0.25", "7.25").encode(),
         "the header is not that of table 'customers': it has 0 of the 14 declared columns",

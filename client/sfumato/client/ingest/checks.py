@@ -74,13 +74,19 @@ def check_header(name: str, header: tuple[str, ...], table: Table) -> None:
             hint=f"Expected a header with: {', '.join(c.name for c in table.columns)}.",
         )
     lines = [f"missing column {column!r}" for column in missing]
-    for place, column in extra:
-        shown = repr(column) if _ECHOABLE.fullmatch(column) else f"with a name of {characters(len(column))}"
-        lines.append(f"extra column {shown} (place {place}), which the contract does not declare")
+    lines += [_extra(place, column, missing) for place, column in extra]
     raise BadInput(
         f"{name}: the columns are not those of table {table.name!r}\n  " + "\n  ".join(lines),
         hint="Mend the file or the contract; every column is declared, also those to drop.",
     )
+
+
+def _extra(place: int, column: str, missing: list[str]) -> str:
+    near = [m for m in missing if m.casefold() == column.strip().casefold()]
+    if near:
+        return f"column {near[0]!r} is written with other capitals or spaces (place {place})"
+    shown = repr(column) if _ECHOABLE.fullmatch(column) else f"with a name of {characters(len(column))}"
+    return f"extra column {shown} (place {place}), which the contract does not declare"
 
 
 def check_batch(batch: Batch, table: Table) -> Checked:
