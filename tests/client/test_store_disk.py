@@ -336,6 +336,16 @@ def test_a_killed_store_keeps_a_committed_load(store: Store, vault: Path, keyrin
     again.close()
 
 
+def test_without_the_extension_nothing_is_written_with_weaker_means(
+    vault: Path, keyring: Keyring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The premise: were the extension not to load after all, DuckDB refuses, and no store comes into being."""
+    monkeypatch.setattr(database, "_load", lambda connection, extension: None)
+    with pytest.raises(BadInput):
+        Store.create(vault / "store.duckdb", CONTRACT, keyring)
+    assert [p.name for p in vault.iterdir() if p.is_file()] == ["keyring.json"]
+
+
 @pytest.mark.parametrize(
     "sql",
     [

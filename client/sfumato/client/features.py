@@ -41,7 +41,8 @@ def customer_frame(store: Store, contract: Contract) -> pa.Table:
 
     Columns: `token`; `label` (int8 0 or 1; absent without a label in the contract); the customers table's columns
     of role feature or amount in their types; each roll-up as float64 inside its bounds, for a customer without
-    rows 0 (count, sum, distinct; clipped too) or null. `days` keeps the dates in (as_of - days, as_of].
+    rows 0 (count, sum, distinct; clipped too) or null. `days` keeps the dates in (as_of - days, as_of], of a
+    table's first column of role time; a row without a time is not used where the contract has an as_of.
 
     Raises BadInput: a roll-up of a column that is not stored or a `where` that is no value of its column; a
     column named token or label; a label that is neither 0 nor 1.
