@@ -341,7 +341,7 @@ def test_without_the_extension_nothing_is_written_with_weaker_means(
 ) -> None:
     """The premise: were the extension not to load after all, DuckDB refuses, and no store comes into being."""
     monkeypatch.setattr(database, "_load", lambda connection, extension: None)
-    with pytest.raises(BadInput):
+    with pytest.raises(Insecure, match="no OpenSSL"):
         Store.create(vault / "store.duckdb", CONTRACT, keyring)
     assert [p.name for p in vault.iterdir() if p.is_file()] == ["keyring.json"]
 

@@ -128,6 +128,8 @@ def _attach(connection: duckdb.DuckDBPyConnection, path: Path, key: bytes, *, re
         return
     if any(words in fault for words in IN_USE):
         raise BadInput(f"{path}: the store is in use", hint="Stop the branch first, then try again.")
+    if "crypto module" in fault:
+        raise Insecure("DuckDB has no OpenSSL to encrypt with; nothing was written")
     if "ncryption key" in fault or "AES tag" in fault:
         raise BadInput(f"{path}: does not open with this keyring's key, or it was altered")
     raise BadInput(f"{path}: not a store that can be opened (damaged, or of another version)")
