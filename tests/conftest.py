@@ -6,11 +6,13 @@ import socket
 import subprocess
 import threading
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import tomli_w
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.common.serde import run_from_proto
 from flwr.proto.runtime_pb2 import PullTaskInputRequest
@@ -82,6 +84,12 @@ class Courier:
         self.process.kill()
         self.process.wait()
 
+    def cannot_dial(self) -> None:
+        """From the next start on, as behind a firewall that lets only the SuperLink's port through."""
+        file = self.directory / "courier.toml"
+        settings = tomllib.loads(file.read_text()) | {"session": f"127.0.0.1:{free_ports(1)[0]}"}
+        file.write_text(tomli_w.dumps(settings))
+
     def stop(self) -> None:
         if self.process is not None:
             stop_group(self.process)
@@ -98,6 +106,7 @@ class Federation:
             root / "home", host="127.0.0.1", port=port, session_port=session_port
         )
         self.couriers = [self._enrol(i, p) for i, p in enumerate(runtime_ports)]
+        self.coordinator: Coordinator | None = None
 
     def _enrol(self, index: int, runtime_port: int) -> Courier:
         directory = self.root / f"c{index}"
@@ -121,7 +130,7 @@ class Federation:
     @contextlib.contextmanager
     def running(self, *, start_executor: bool, **extra: str) -> "Iterator[Federation]":
         with contextlib.ExitStack() as stack:
-            stack.enter_context(Coordinator(self.home, start_executor=start_executor))
+            self.coordinator = stack.enter_context(Coordinator(self.home, start_executor=start_executor))
             ids = {b.name: b.node_id for b in self.home.branches()}
             for i, courier in enumerate(self.couriers):
                 stack.callback(courier.stop)

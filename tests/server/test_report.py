@@ -443,13 +443,14 @@ def test_many_branches_keep_the_page_small(result: dict[str, Any], histogram: np
 @pytest.mark.parametrize(
     ("estimate", "shown"),
     [
-        (Estimate(0.78312, 0.76123, 0.80487), "0.78 (0.76 to 0.81)"),
+        (Estimate(0.78312, 0.76123, 0.80487), "0.783 (0.761 to 0.805)"),
         (Estimate(0.8512, 0.8431, 0.8597), "0.851 (0.843 to 0.860)"),
-        (Estimate(0.78312, 0.6123, 0.91), "0.8 (0.6 to 1.0)"),
+        (Estimate(0.78312, 0.6123, 0.91), "0.78 (0.61 to 0.91)"),
         (Estimate(16234.0, 15890.0, 16577.0), "16 200 (15 800 to 16 600)"),
-        (Estimate(12.4, -3.0, 31.0, "%"), "10 % (−10 to 40 %)"),
+        (Estimate(12.4, -3.0, 31.0, "%"), "12 % (−3 to 31 %)"),
         (Estimate(0.5, 0.5, 0.5), "0.500 (0.500 to 0.500)"),
-        (Estimate(0.3, 0.2, 0.4), "0.3 (0.2 to 0.4)"),
+        (Estimate(0.3, 0.2, 0.4), "0.30 (0.20 to 0.40)"),
+        (Estimate(0.53, 0.1, 0.93), "0.5 (0.1 to 1.0)"),
     ],
 )
 def test_no_digit_that_the_interval_does_not_support(estimate: Estimate, shown: str) -> None:

@@ -165,7 +165,6 @@ def test_who_stays_silent_is_cut(port: Port, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_server_of_another_ca_is_not_dialled(port: Port, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sfumato.client.courier.session.ATTEMPTS", 1)
     monkeypatch.setattr("sfumato.client.courier.session.DIAL_SECONDS", 1.0)
     assert port.courier(ca=new_authority("other").certificate) == UNREACHABLE
 

@@ -30,7 +30,7 @@ from sfumato.common.errors import Unavailable
 log = logging.getLogger("sfumato.flower")
 
 ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
-HEARTBEAT_SECONDS = 8.0
+HEARTBEAT_SECONDS = 3.0  # how late a running job learns that it was stopped
 FRAME_RECORD = "sfumato"
 QUERY = "query"
 OPEN_SESSION = "query.session"

@@ -1,11 +1,11 @@
-"""A running coordinator: SuperLink and executor, started together and ended together."""
+"""A running coordinator: SuperLink and executor, started together, watched, and ended together."""
 
 import logging
 import subprocess
 from types import TracebackType
 from typing import Self
 
-from sfumato.common.errors import Unavailable
+from sfumato.common.errors import BadInput, Unavailable
 from sfumato.common.processes import stop_group, wait_for_port
 from sfumato.server import executor, superlink
 from sfumato.server.control import ControlClient, register_branches
@@ -23,17 +23,18 @@ class Coordinator:
     def __init__(self, home: CoordinatorHome, *, start_executor: bool = True) -> None:
         self.home = home
         self._start_executor = start_executor
-        self._processes: list[subprocess.Popen[bytes]] = []
+        self._superlink: subprocess.Popen[bytes] | None = None
+        self._executor: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
         try:
-            self._processes.append(superlink.start(self.home))
-            wait_for_port(self.home.local_host, self.home.port, timeout=60.0, process=self._processes[0])
+            self._superlink = self._start_superlink()
             control = ControlClient.of(self.home)
+            end_orphans(control)
             register_branches(self.home, control)
             control.close()
             if self._start_executor:
-                self._processes.append(executor.start(self.home))
+                self._executor = executor.start(self.home)
         except BaseException:
             self.stop()
             raise
@@ -44,19 +45,60 @@ class Coordinator:
     ) -> None:
         self.stop()
 
+    def tend(self) -> list[str]:
+        """Start again what has ended, and say what. A run goes on over a restart of the SuperLink; one whose
+        executor died is stopped."""
+        restarted = []
+        if self._superlink is not None and self._superlink.poll() is not None:
+            self._superlink = self._start_superlink()
+            restarted.append("SuperLink")
+        if self._executor is not None and self._executor.poll() is not None:
+            control = ControlClient.of(self.home)
+            end_orphans(control)
+            control.close()
+            self._executor = executor.start(self.home)
+            restarted.append("executor")
+        return restarted
+
     def require_alive(self) -> None:
         """Raise Unavailable if one of the processes has ended."""
-        for process, name in zip(self._processes, ("SuperLink", "executor"), strict=False):
-            if (status := process.poll()) is not None:
+        for process, name in ((self._superlink, "SuperLink"), (self._executor, "executor")):
+            if process is not None and (status := process.poll()) is not None:
                 logs = self.home.path / "logs"
                 raise Unavailable(f"the {name} ended with status {status}", hint=f"See {logs}.")
 
     @property
-    def pids(self) -> list[int]:
-        return [p.pid for p in self._processes]
+    def pids(self) -> dict[str, int]:
+        running = {"superlink": self._superlink, "executor": self._executor}
+        return {name: p.pid for name, p in running.items() if p is not None}
 
     def stop(self) -> None:
         """End both; a second call does nothing. The executor goes first, so that it can say good-bye."""
-        while self._processes:
-            # Flower's server waits for idle connections; its state is in SQLite, so it may be cut short.
-            stop_group(self._processes.pop(), grace=4.0)
+        if self._executor is not None:
+            stop_group(self._executor, grace=4.0)
+        if self._superlink is not None:
+            superlink.stop(self._superlink)
+        self._executor = self._superlink = None
+
+    def _start_superlink(self) -> "subprocess.Popen[bytes]":
+        process = superlink.start(self.home)
+        try:
+            wait_for_port(self.home.local_host, self.home.port, timeout=60.0, process=process)
+        except BaseException:
+            superlink.stop(process)
+            raise
+        return process
+
+
+def end_orphans(control: ControlClient) -> None:
+    """Stop the runs that a dead executor left behind: Flower would call them running for another minute.
+
+    Only for a coordinator without a living executor.
+    """
+    for run in control.list_runs():
+        if run.status in ("starting", "running"):
+            log.warning("run %d had lost its executor; it is stopped", run.run_id)
+            try:
+                control.stop(run.run_id)
+            except BadInput:
+                log.info("run %d had ended by itself", run.run_id)

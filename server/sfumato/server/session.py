@@ -49,7 +49,7 @@ class SessionExchange:
         address: str,
         certificate: tuple[bytes, bytes],
         expected: int = 0,
-        settle: float = 10.0,
+        settle: float = 12.0,  # a courier that cannot dial says so after about ten
     ) -> None:
         self._grid = grid
         self._expected = expected

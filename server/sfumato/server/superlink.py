@@ -7,16 +7,19 @@ calls home, and a bearer token in front of the Control API. If any of this canno
 """
 
 import argparse
+import contextlib
 import importlib
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from sfumato.common.errors import Insecure, SfumatoError
-from sfumato.common.processes import python, quiet_environment, start_child
+from sfumato.common.processes import python, quiet_environment, start_child, stop_group
 from sfumato.server.home import CoordinatorHome
 
 FLOWER = "1.41."
@@ -31,6 +34,15 @@ def start(home: CoordinatorHome) -> "subprocess.Popen[bytes]":
         log=home.directory("logs") / "superlink.log",
         cwd=home.path,
     )
+
+
+def stop(process: "subprocess.Popen[bytes]") -> None:
+    """End it. Flower's server would wait for idle connections; a SIGINT after the SIGTERM tells it not to."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process.pid, signal.SIGTERM)
+        time.sleep(0.3)
+        os.kill(process.pid, signal.SIGINT)
+    stop_group(process, grace=3.0)  # its state is in SQLite: it may be cut short
 
 
 def arguments(home: CoordinatorHome) -> list[str]:

@@ -36,8 +36,9 @@ CLOSED = b"closed"
 BROKEN = b"broken"
 UNREACHABLE = b"unreachable"
 
-DIAL_SECONDS = 5.0
-ATTEMPTS = 4
+PROOF_SECONDS = 5.0
+DIAL_SECONDS = 6.0  # all attempts together; a session's opening waits longer than this for stragglers
+PAUSE_SECONDS = 0.5
 WORTH_ANOTHER = (
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -57,15 +58,14 @@ class Session:
         """Answer questions with `ask` until the server ends the session. Returns how it ended:
         CLOSED (by the server), BROKEN (after it had opened) or UNREACHABLE (never opened)."""
         hello = Hello(run_id, node_id, session)
-        for attempt in range(ATTEMPTS):
-            if attempt:
-                time.sleep(min(2.0, 0.5 * attempt))
-            outcome, again = self._dial(hello, ask)
-            if not again:
+        deadline = time.monotonic() + DIAL_SECONDS
+        while True:
+            outcome, again = self._dial(hello, ask, max(0.5, deadline - time.monotonic()))
+            if not again or time.monotonic() + PAUSE_SECONDS >= deadline:
                 return outcome
-        return UNREACHABLE
+            time.sleep(PAUSE_SECONDS)
 
-    def _dial(self, hello: Hello, ask: Callable[[bytes], bytes]) -> tuple[bytes, bool]:
+    def _dial(self, hello: Hello, ask: Callable[[bytes], bytes], patience: float) -> tuple[bytes, bool]:
         credentials = grpc.ssl_channel_credentials(root_certificates=self._ca)
         # No proxy from the environment and no name service but the system's: only the configured address.
         options = [*KEEPALIVE, ("grpc.enable_http_proxy", 0), ("grpc.service_config_disable_resolution", 1)]
@@ -73,7 +73,7 @@ class Session:
         with grpc.secure_channel(self._address, credentials, options=options) as channel:
             outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
             try:
-                grpc.channel_ready_future(channel).result(timeout=DIAL_SECONDS)
+                grpc.channel_ready_future(channel).result(timeout=patience)
                 call = channel.stream_stream(METHOD)(iter(outbox.get, None))
                 outbox.put(hello.pack())
                 self._prove(call, hello, outbox)
@@ -96,7 +96,7 @@ class Session:
                 outbox.put(None)
 
     def _prove(self, call: Iterator[Any], hello: Hello, outbox: "queue.SimpleQueue[bytes | None]") -> None:
-        watchdog = threading.Timer(DIAL_SECONDS, call.cancel)  # type: ignore[attr-defined]
+        watchdog = threading.Timer(PROOF_SECONDS, call.cancel)  # type: ignore[attr-defined]
         watchdog.daemon = True
         watchdog.start()
         try:

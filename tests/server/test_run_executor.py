@@ -1,0 +1,145 @@
+"""Our executor at the SuperLink: warm, one run after the other, a clear end to each, no text from the inside."""
+
+import contextlib
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from sfumato.common.bundle import build_bundle
+from sfumato.common.errors import Unavailable
+from sfumato.server.exchange import MessageExchange
+from sfumato.server.executor import run_tasks
+
+pytestmark = pytest.mark.slow
+
+SECRET = "account 4711 of Ms Example"
+
+
+@pytest.fixture(scope="module")
+def federation(make_federation: Any) -> Any:
+    return make_federation(couriers=1)
+
+
+@contextlib.contextmanager
+def executing(federation: Any, server_main: Callable[[Any, Any], None]) -> Iterator[Any]:
+    """The executor's loop in a thread, with a ServerApp of the test's own."""
+    stop = threading.Event()
+    thread = threading.Thread(target=run_tasks, args=(federation.home, server_main, stop))
+    thread.start()
+    control = federation.control()
+    try:
+        yield control
+    finally:
+        control.close()
+        stop.set()
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+def finished(control: Any, run_id: int, timeout: float = 30.0) -> Any:
+    deadline = time.monotonic() + timeout
+    while not (state := control.run(run_id)).finished:
+        assert time.monotonic() < deadline, state
+        time.sleep(0.05)
+    return state
+
+
+def test_it_outlives_what_fails_and_says_no_more_than_it_may(federation: Any) -> None:
+    def server_main(grid: Any, context: Any) -> None:
+        behaviour = context.run_config["job"]
+        print(f"printing in {behaviour}", flush=True)
+        logging.getLogger("sfumato.run").warning("logging in %s", behaviour)
+        if behaviour == "crash":
+            raise ValueError(SECRET)
+        if behaviour == "known":
+            raise Unavailable("two of three branches are there")
+
+    with executing(federation, server_main) as control:
+        started = time.monotonic()
+        states, logs = {}, {}
+        for behaviour in ("crash", "known", "fine"):
+            run_id = control.start_run(build_bundle(), {"job": behaviour})
+            logs[behaviour] = "".join(control.logs(run_id))
+            states[behaviour] = finished(control, run_id)
+        print(f"three runs in {time.monotonic() - started:.1f} s")
+    ends = {b: (s.sub_status, s.details) for b, s in states.items()}
+    assert ends["fine"] == ("completed", "")
+    assert ends["known"] == ("failed", "two of three branches are there")
+    assert ends["crash"][0] == "failed" and ends["crash"][1].startswith("internal: ValueError;")
+    for behaviour, text in logs.items():
+        assert f"printing in {behaviour}" in text and f"logging in {behaviour}" in text
+        assert SECRET not in text and SECRET not in states[behaviour].details
+        assert "Traceback" not in text
+
+
+def test_a_stopped_run_ends_and_the_next_one_runs(federation: Any) -> None:
+    reached = threading.Event()
+    node = federation.couriers[0]
+
+    def server_main(grid: Any, context: Any) -> None:
+        if context.run_config["job"] == "long":
+            reached.set()
+            exchange = MessageExchange(grid, expected=1)
+            while True:
+                exchange.ask({node.node_id: b"x"}, timeout=1.0)
+
+    with executing(federation, server_main) as control:
+        long = control.start_run(build_bundle(), {"job": "long"})
+        assert reached.wait(20)
+        control.stop(long)
+        state = finished(control, control.start_run(build_bundle(), {"job": "short"}))
+        assert state.sub_status == "completed"
+        assert control.run(long).sub_status == "stopped"
+
+
+def test_a_run_goes_on_over_a_killed_superlink(federation: Any) -> None:
+    """kill -9 of the SuperLink in mid-run; `tend` brings it back, the executor waits, the run completes."""
+    reached, go_on = threading.Event(), threading.Event()
+    seen: list[tuple[int, ...]] = []
+
+    def server_main(grid: Any, context: Any) -> None:
+        reached.set()
+        assert go_on.wait(60)
+        seen.append(tuple(grid.get_node_ids()))
+
+    coordinator = federation.coordinator
+    with executing(federation, server_main) as control:
+        run_id = control.start_run(build_bundle(), {"job": "x"})
+        assert reached.wait(20)
+        os.kill(coordinator.pids["superlink"], signal.SIGKILL)
+        go_on.set()  # while it is down
+        time.sleep(1.0)
+        with pytest.raises(Unavailable, match="does not answer"):
+            control.list_runs()
+        with pytest.raises(Unavailable, match="SuperLink ended with status -9"):
+            coordinator.require_alive()
+        assert coordinator.tend() == ["SuperLink"]
+        assert coordinator.tend() == []
+        assert finished(control, run_id, timeout=60.0).sub_status == "completed"
+    assert seen == [(federation.couriers[0].node_id,)]
+
+
+def test_the_installed_executor_refuses_what_is_not_a_signed_job(make_federation: Any, tmp_path: Any) -> None:
+    federation = make_federation(couriers=0, start_executor=True)
+    control = federation.control()
+    for job, why in {"": "no signed job", "{}": "no signed job", "[1]": "no signed job"}.items():
+        state = finished(control, control.start_run(build_bundle(), {"job": job}))
+        assert state.sub_status == "failed" and why in state.details
+
+    # kill -9 of the executor: a run it had is not left standing, and a new one is taken by the next executor.
+    coordinator = federation.coordinator
+    os.kill(coordinator.pids["executor"], signal.SIGKILL)
+    waiting = control.start_run(build_bundle(), {"job": "{}"})
+    deadline = time.monotonic() + 10
+    while not (restarted := coordinator.tend()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert restarted == ["executor"]
+    assert "no signed job" in finished(control, waiting).details
+    control.close()
