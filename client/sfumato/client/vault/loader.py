@@ -21,7 +21,7 @@ from sfumato.client.vault.database import quoted
 from sfumato.common.contract import Column, ColumnType, Contract, Protection, Role, Table
 from sfumato.common.errors import BadInput
 from sfumato.privacy.fields import CHUNK_VALUES, FieldCipher, Tokenizer
-from sfumato.privacy.keys import EphemeralKeys, Keyring
+from sfumato.privacy.keys import EphemeralKeys, KeySource
 
 SLOT = "$slot"  # position in the table: chunk * 8192 + place in the chunk. No contract name holds a "$"
 ROW = "$row"  # the row's number in the source that it was loaded from
@@ -79,7 +79,7 @@ class TableLoader:
         connection: duckdb.DuckDBPyConnection,
         contract: Contract,
         table: Table,
-        keyring: Keyring,
+        keyring: KeySource,
         folder: Path,
         first_slot: int,
     ) -> None:
