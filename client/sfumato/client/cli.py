@@ -55,10 +55,10 @@ def init(
     passphrase_file: PassphraseFile = None,
 ) -> None:
     """Make a branch: keys, an empty sealed store, a ledger with its budget, and an enrolment to hand over."""
-    from sfumato.client.home import BranchHome
     from sfumato.client.policy import Policy
+    from sfumato.client.setup import init_branch
 
-    made = BranchHome.init(
+    made = init_branch(
         home,
         name=name,
         invitation=invitation,

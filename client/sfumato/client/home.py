@@ -13,28 +13,17 @@ import stat
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
-import tomli_w
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from sfumato.client.courier_config import init_courier
 from sfumato.client.policy import Policy
-from sfumato.client.vault.store import Store
-from sfumato.common.bundle import approved_hash
 from sfumato.common.contract import Contract, load_contract
-from sfumato.common.enrolment import (
-    Enrolment,
-    Invitation,
-    ed25519_public_key,
-    ed25519_text,
-)
 from sfumato.common.errors import BadInput, Insecure
 from sfumato.common.job import key_id
-from sfumato.common.private_files import replace, write_new
-from sfumato.common.processes import free_ports
-from sfumato.privacy.keys import Keyring, PassphraseKeyProvider
+from sfumato.common.private_files import replace
+from sfumato.privacy.keys import Keyring
 from sfumato.privacy.ledger import Ledger
 
 
@@ -131,87 +120,6 @@ class BranchHome:
                 raise Insecure(
                     f"{path}: can be read by others", hint=f"chmod go= {path}, and ask who read it meanwhile."
                 )
-
-    @classmethod
-    def init(
-        cls,
-        path: Path,
-        *,
-        name: str,
-        invitation: Path,
-        contract: Path,
-        passphrase: str,
-        budget_epsilon: float,
-        budget_delta: float,
-        policy: Policy,
-        vault_user: str | None = None,
-        courier_user: str | None = None,
-    ) -> Self:
-        """Make a branch: keys, empty store, ledger with its budget. Raises BadInput before anything is made."""
-        if path.exists() and any(path.iterdir()):
-            raise BadInput(
-                f"{path}: is not empty", hint="Give a new directory; a branch is never overwritten."
-            )
-        checked = load_contract(contract)
-        invited = Invitation.load(invitation)
-        if invited.bundle_hash != approved_hash():
-            raise BadInput(
-                f"{invitation}: the coordinator runs another release of Sfumato (its app bundle differs)",
-                hint="Install the same version at both sides.",
-            )
-        for user in (vault_user, courier_user):
-            if user is not None:
-                require_user(user)
-        home = cls(path)
-        for directory, mode in (
-            (path, 0o755),
-            (home.vault, 0o700),
-            (home.courier, 0o700),
-            (home.socket.parent, 0o755),
-            (home.vault / "job-keys", 0o700),
-        ):
-            directory.mkdir(parents=True, exist_ok=True)
-            directory.chmod(mode)
-        keyring = Keyring.create(home.keyring, PassphraseKeyProvider(passphrase))
-        write_new(home.vault / "contract.toml", contract.read_bytes())
-        write_new(home.vault / "policy.toml", policy.to_toml().encode())
-        job_key = ed25519_public_key(invited.job_public_key).public_bytes(
-            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-        )
-        write_new(home.vault / "job-keys" / "coordinator.pem", job_key)
-        Store.create(home.store, checked, keyring).close()
-        genesis = {
-            "budget_epsilon": budget_epsilon,
-            "budget_delta": budget_delta,
-            "contract": checked.hash,
-            "unit": checked.unit,
-        }
-        Ledger.create(home.ledger, branch=name, signer=signer(keyring), genesis=genesis).close()
-        courier = init_courier(
-            home.courier, invited, runtime_port=free_ports(1)[0], vault_socket=Path("..", "run", "vault.sock")
-        )
-        enrolment = Enrolment(
-            name=name,
-            node_public_key=courier.node_public_key(),
-            ledger_public_key=ed25519_text(signer(keyring).public_key()),
-        )
-        write_new(path / "enrolment.json", enrolment.dump(), mode=0o644)
-        settings = {"name": name, "contract": checked.name}
-        settings |= {"vault_user": vault_user} if vault_user else {}
-        settings |= {"courier_user": courier_user} if courier_user else {}
-        write_new(path / "branch.toml", tomli_w.dumps(settings).encode(), mode=0o644)
-        _give(home.vault, vault_user)
-        _give(home.courier, courier_user)
-        return home
-
-
-def _give(directory: Path, user: str | None) -> None:
-    """Hand a directory and all in it to its own system user (needs root)."""
-    if user is None:
-        return
-    entry = require_user(user)
-    for path in [directory, *directory.rglob("*")]:
-        os.chown(path, entry.pw_uid, entry.pw_gid)
 
 
 def signer(keyring: Keyring) -> Ed25519PrivateKey:

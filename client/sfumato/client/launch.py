@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 
 from sfumato.client.home import BranchHome, require_user
-from sfumato.client.vault import service
+from sfumato.client.vault.listener import READY, bind
 from sfumato.common.errors import Insecure, Unavailable
 from sfumato.common.private_files import replace
 from sfumato.common.processes import python, quiet_environment, stop_group
@@ -59,7 +59,7 @@ class Launcher:
     """Runs one branch until it is told to stop."""
 
     def __init__(self, home: BranchHome, passphrase: str, say: Callable[[str], None]) -> None:
-        self._home = home
+        self._home = BranchHome(home.path.resolve())  # the children run elsewhere
         self._passphrase = passphrase
         self._say = say
         self._stop = False
@@ -75,7 +75,7 @@ class Launcher:
             raise Insecure(
                 "the vault has its own user, and so must the courier", hint="Set up with --courier-user."
             )
-        self._listener = service.bind(self._home.socket, self._courier_uid if os.geteuid() == 0 else None)
+        self._listener = bind(self._home.socket, self._courier_uid if os.geteuid() == 0 else None)
         watched = [Watched("vault", self._start_vault), Watched("courier", self._start_courier)]
         try:
             watched[0].tick(self._say)
@@ -150,7 +150,7 @@ class Launcher:
             word = self._control.recv(16)
         except OSError:
             word = b""
-        if word != service.READY and not self._stop:
+        if word != READY and not self._stop:
             raise Unavailable("the vault did not start", hint=f"See {self._home.vault / 'vault.log'}.")
 
     def _write_state(self, watched: list[Watched]) -> None:

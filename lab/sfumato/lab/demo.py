@@ -6,45 +6,29 @@ Whatever happens, every process it started is ended.
 """
 
 import json
-import os
-import secrets
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from sfumato.client.home import BranchHome
-from sfumato.client.ingest.load import ingest, open_source
-from sfumato.client.policy import Policy
-from sfumato.client.vault.store import Store
-from sfumato.common.contract import load_contract
-from sfumato.common.errors import LedgerBroken, Unavailable
-from sfumato.common.job import load_job, sign_job
-from sfumato.common.messages import LedgerHead
-from sfumato.common.private_files import write_new
-from sfumato.common.processes import free_ports, python, quiet_environment, start_child, stop_group
-from sfumato.lab.samplebank import SampleBank, generate
-from sfumato.privacy.ledger import Ledger
-from sfumato.server.control import ControlClient
-from sfumato.server.coordinator import Coordinator
-from sfumato.server.home import CoordinatorHome
+from sfumato.common.errors import LedgerBroken
+from sfumato.common.job import load_job
+from sfumato.lab.federation import Federation
+from sfumato.lab.samplebank import generate
 from sfumato.server.report import write_report
-from sfumato.server.results import read_histogram, read_result, run_directory, write_whole
+from sfumato.server.results import read_histogram, run_directory, write_whole
 from sfumato.server.watching import watch_run
 
 NEVER_SENT = (
     "names, ids, phones, e-mail, IBANs, addresses, transactions, free text, exact counts, anyone's score"
 )
 BUDGET_EPSILON = 8.0
-START_SECONDS = 90.0
 
 
 def run(out: Path, *, customers_per_branch: int, keep: bool, console: Console) -> dict[str, Any]:
@@ -61,34 +45,28 @@ def run(out: Path, *, customers_per_branch: int, keep: bool, console: Console) -
             stack.callback(shutil.rmtree, federation, ignore_errors=True)
         with _step(console, "a made-up bank: customers, two years of transactions, complaints, surveys"):
             bank = generate(out / "bank", customers_per_branch=customers_per_branch)
-        with _step(console, "a coordinator: own CA, TLS certificate, signing key, SuperLink"):
-            port, session_port = free_ports(2)
-            home = CoordinatorHome.init(
-                federation / "coordinator", host="127.0.0.1", port=port, session_port=session_port
-            )
-        branches = _make_branches(home, bank, federation, console)
-        with _step(console, "SuperLink up; branches admitted by their keys"):
-            stack.enter_context(Coordinator(home))
-        for branch in branches:
-            stack.enter_context(_running(branch))
-        control = ControlClient.of(home)
-        stack.callback(control.close)
-        with _step(console, f"{len(branches)} vaults and {len(branches)} couriers up"):
-            _await_nodes(control, len(branches))
-        contract, job = load_contract(bank.contract), load_job(bank.job)
-        signed = sign_job(job, contract, home.job_key(), valid_for=timedelta(hours=1))
-        run_id = control.submit(signed)
+        with _step(console, "a coordinator: own CA, TLS, node authentication, SuperLink"):
+            whole = stack.enter_context(Federation(federation, bank.contract, budget_epsilon=BUDGET_EPSILON))
+        for name, folder in bank.branches.items():
+            with _step(
+                console, f"{name}: keys, sealed store, ledger with epsilon {BUDGET_EPSILON:g}; enrolled"
+            ):
+                whole.add_branch(name, folder)
+        with _step(console, f"{len(whole.branches)} vaults and {len(whole.branches)} couriers up"):
+            whole.await_branches()
+        job = load_job(bank.job)
+        run_id = whole.submit(job)
         console.print(
             f"  job {job.name} submitted: epsilon {job.privacy.target_epsilon:g} a customer, for all of it"
         )
-        watch_run(control, run_id, console)
-        result = read_result(run_directory(home, run_id))
-        verified = _verify_ledgers(branches, result)
-        histogram = read_histogram(run_directory(home, run_id))
+        watch_run(whole.control, run_id, console)
+        result = whole.result(run_id)
+        verified = _verified(whole, result)
+        histogram = read_histogram(run_directory(whole.home, run_id))
     summary = {**result, "seconds": time.monotonic() - started, "job_seconds": result["seconds"]}
     summary["ledger_verified"] = verified
     write_whole(out / "summary.json", json.dumps(summary, indent=1).encode())
-    write_report(out / "report.html", summary, histogram, contract=contract, ledger_verified=verified)
+    write_report(out / "report.html", summary, histogram, contract=whole.contract, ledger_verified=verified)
     _print(summary, out, console)
     if not verified:
         raise LedgerBroken("a ledger does not verify; see above")
@@ -103,89 +81,12 @@ def _step(console: Console, what: str) -> Iterator[None]:
     console.print(f"  {what} ({time.monotonic() - started:.1f} s)", markup=False)
 
 
-def _make_branches(
-    home: CoordinatorHome, bank: SampleBank, federation: Path, console: Console
-) -> list[BranchHome]:
-    """Each branch as `branch init` and `branch ingest` make it, enrolled with the coordinator."""
-    made = []
-    for name, folder in bank.branches.items():
-        with _step(console, f"{name}: keys, ledger with epsilon {BUDGET_EPSILON:g}, sealed store"):
-            passphrase = secrets.token_urlsafe(24)
-            branch = BranchHome.init(
-                federation / name,
-                name=name,
-                invitation=home.path / "invitation.json",
-                contract=bank.contract,
-                passphrase=passphrase,
-                budget_epsilon=BUDGET_EPSILON,
-                budget_delta=1e-5,
-                policy=Policy(),
-            )
-            write_new(branch.path / "passphrase", passphrase.encode())
-            _ingest_all(branch, folder, passphrase)
-            home.enrol(branch.path / "enrolment.json")
-        made.append(branch)
-    return made
-
-
-def _ingest_all(branch: BranchHome, folder: Path, passphrase: str) -> None:
-    keyring = branch.open_keyring(passphrase)
-    ledger = branch.open_ledger(keyring)
-    contract = branch.contract()
-    store = Store.open(branch.store, contract, keyring)
+def _verified(whole: Federation, result: dict[str, Any]) -> bool:
     try:
-        for table in contract.tables:
-            file = next(p for p in sorted(folder.iterdir()) if p.stem == table.name)
-            ingest(open_source(file), table.name, contract, store)
-            ledger.append("ingest", {"table": table.name, "mode": "create"})
-    finally:
-        store.close()
-
-
-@contextmanager
-def _running(branch: BranchHome) -> Iterator["subprocess.Popen[bytes]"]:
-    """`sfumato branch start`, as an operator would type it, until the block ends."""
-    passphrase = str(branch.path / "passphrase")
-    command = [
-        "-m",
-        "sfumato.common.cli",
-        "branch",
-        "start",
-        str(branch.path),
-        "--passphrase-file",
-        passphrase,
-    ]
-    process = start_child(
-        python(*command),
-        environment=quiet_environment(os.environ, branch.courier / "flwr"),
-        log=branch.path / "start.log",
-    )
-    try:
-        yield process
-    finally:
-        stop_group(process, grace=15.0)
-
-
-def _await_nodes(control: ControlClient, count: int) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while sum(n.status == "online" for n in control.nodes()) < count:
-        if time.monotonic() > deadline:
-            raise Unavailable(
-                f"not all {count} branches came up within {START_SECONDS:.0f} s",
-                hint="Run again with --keep and read the logs in the federation's directories.",
-            )
-        time.sleep(0.2)
-
-
-def _verify_ledgers(branches: list[BranchHome], result: dict[str, Any]) -> bool:
-    """Recompute every branch's chain, and hold it against the signed head that the coordinator kept."""
-    kept = {b["name"]: LedgerHead.model_validate(b["ledger_head"]) for b in result["per_branch"]}
-    for branch in branches:
-        try:
-            Ledger.read(branch.ledger).verify(kept[branch.name])
-        except (LedgerBroken, KeyError) as e:
-            print(f"{branch.name}: {e}", file=sys.stderr)
-            return False
+        whole.ledgers_verify(result)
+    except LedgerBroken as e:
+        print(e, file=sys.stderr)
+        return False
     return True
 
 

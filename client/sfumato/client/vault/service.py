@@ -1,17 +1,13 @@
 """The vault's process: a unix socket, one peer, one question at a time. No network.
 
-The socket is 0600 and owned by the courier's user; besides, the kernel's word on the peer (SO_PEERCRED) is
-checked for each connection. When the vault runs as another system user, the launcher (root) binds the socket
-and hands it down; the vault itself never needs a privilege.
+The launcher binds the socket (see `listener`) and hands it down, so that the vault never needs a privilege.
 """
 
 import argparse
 import ctypes
 import logging
-import os
 import signal
 import socket
-import struct
 import sys
 from pathlib import Path
 
@@ -19,6 +15,7 @@ import torch
 
 from sfumato.client.home import BranchHome
 from sfumato.client.vault.answer import Vault
+from sfumato.client.vault.listener import READY, peer_uid
 from sfumato.client.vault.store import Store
 from sfumato.common import codec
 from sfumato.common.codec import FrameError
@@ -27,29 +24,6 @@ from sfumato.common.errors import Insecure, SfumatoError
 log = logging.getLogger("sfumato.vault")
 PR_SET_DUMPABLE, PR_SET_PDEATHSIG = 4, 1
 IDLE_SECONDS = 3600
-READY = b"ready\n"
-
-
-def bind(path: Path, owner: int | None = None) -> socket.socket:
-    """A listening unix socket, 0600 from its first moment, owned by `owner` (a uid) if given."""
-    path.unlink(missing_ok=True)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    old = os.umask(0o177)
-    try:
-        listener.bind(str(path))
-    finally:
-        os.umask(old)
-    if owner is not None:
-        os.chown(path, owner, -1)
-    listener.listen(4)
-    return listener
-
-
-def peer_uid(connection: socket.socket) -> int:
-    """The user id of the process at the other end, as the kernel knows it."""
-    size = struct.calcsize("3i")
-    _pid, uid, _gid = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
-    return int(uid)
 
 
 def serve(listener: socket.socket, vault: Vault, *, courier_uid: int) -> None:
