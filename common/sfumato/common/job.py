@@ -47,8 +47,8 @@ class Privacy(_Strict):
 class Model(_Strict):
     """The churn net: bin or category embeddings, normalised numerics, an MLP."""
 
-    hidden: tuple[Annotated[int, Field(gt=0, le=512)], ...] = Field(default=(32,), max_length=4)
-    embedding_dim: int = Field(default=4, ge=1, le=64)
+    hidden: tuple[Annotated[int, Field(gt=0, le=512)], ...] = Field(default=(16,), max_length=4)
+    embedding_dim: int = Field(default=2, ge=1, le=64)
     bins: int = Field(default=16, ge=2, le=64)
 
 
@@ -59,14 +59,14 @@ class Training(_Strict):
     local_steps: int = Field(default=20, ge=1, le=10000)
     sample_rate: float = Field(default=0.1, gt=0, le=1)
     max_grad_norm: float = Field(default=1.0, gt=0, le=100)
-    learning_rate: float = Field(default=0.01, gt=0, le=10)
+    learning_rate: float = Field(default=0.03, gt=0, le=10)
     optimizer: Literal["adam", "sgd"] = "adam"
     seed: int = Field(default=0, ge=0, lt=2**32)  # initial weights only, never noise
 
 
 class Evaluation(_Strict):
     holdout_fraction: float = Field(default=0.2, gt=0, lt=1)
-    bins: int = Field(default=32, ge=4, le=256)
+    bins: int = Field(default=16, ge=4, le=256)
 
 
 class Federation(_Strict):

@@ -48,7 +48,7 @@ class ChurnNet(nn.Module):
 
     def _initialise(self, generator: torch.Generator) -> None:
         nn.init.zeros_(self.score.weight)
-        nn.init.normal_(self.embedding.weight, std=1.0, generator=generator)
+        nn.init.normal_(self.embedding.weight, std=0.5, generator=generator)
         for layer in self.mlp:
             if isinstance(layer, nn.Linear):
                 nn.init.normal_(layer.weight, std=1 / math.sqrt(layer.in_features), generator=generator)
