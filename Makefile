@@ -1,7 +1,45 @@
-.PHONY: check test
-PY := .venv/bin/python
-check:
-	.venv/bin/ruff format --check .
-	.venv/bin/ruff check .
-	.venv/bin/mypy
-	.venv/bin/lint-imports
+# Everything sets itself up: Python 3.11 or newer is all that must be there.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: help demo test check bench bench-utility setup clean
+
+help:            ## this list
+	@grep -hE '^[a-z-]+: .*##' Makefile | sed 's/:.*##/\t/' | expand -t 16
+
+demo: $(VENV)/.run   ## a whole federation on this machine; writes out/demo/report.html and summary.json
+	$(BIN)/sfumato demo --out out/demo
+
+test: $(VENV)/.dev   ## all tests
+	@sh tests/system-packages.sh
+	$(BIN)/pytest -n 2 --dist loadfile
+
+check: $(VENV)/.dev   ## format, lint, types, borders
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: bench-utility   ## all tables of benchmarks/
+
+bench-utility: $(VENV)/.dev   ## accuracy on six real data sets, beside a central model without privacy
+	$(BIN)/python benchmarks/utility.py
+
+setup: $(VENV)/.dev   ## only set up the environment
+
+# torch first and alone: another package must not choose its build.
+$(VENV)/.run: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed (PYTHON=...)"; exit 1; }
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || { echo "python3-venv is needed (Debian: apt-get install python3-venv)"; exit 1; }
+	$(PIP) torch
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.run
+	$(PIP) -e '.[dev]'
+	@touch $@
+
+clean:           ## remove the environment and everything generated
+	rm -rf $(VENV) out build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
