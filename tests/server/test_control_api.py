@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import ssl
 import stat
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -115,6 +116,25 @@ def test_every_control_route_is_behind_the_token(federation: Any) -> None:
             expected = answer.status_code == 401 or (path in login and b"token" not in answer.content[:40])
             assert expected, (path, answer.status_code)
             assert home.control_token.encode() not in answer.content
+
+
+def test_from_another_machine_only_the_fleet_routes_are_there(federation: Any) -> None:
+    """127.0.0.2 plays the other machine: it is not the address that was dialled, nor 127.0.0.1."""
+    home = federation.home
+    trust = ssl.create_default_context(cadata=home.ca.decode())
+    token = {"authorization": f"Bearer {home.control_token}"}
+    paths = ("/v1/control/list-runs", "/v1/runtime/acquire-task", "/docs", "/openapi.json", "/health", "/")
+    for path in (*paths, "//v1/fleet/x", "/v1/fleet", "/V1/fleet/x", "/v1/fleet/../control/list-runs"):
+        far = httpx.HTTPTransport(verify=trust, local_address="127.0.0.2")
+        with httpx.Client(transport=far, base_url=f"https://{home.local_address}") as client:
+            answer = client.post(path, headers=token)
+            assert (answer.status_code, answer.content) == (404, b""), path
+            assert client.post("/v1/fleet/%2e%2e/control/list-runs", headers=token).status_code == 404
+            # the fleet routes answer, and refuse who has no node key
+            assert client.post("/v1/fleet/pull-messages").status_code in (400, 401, 415, 422)
+    near = httpx.HTTPTransport(verify=trust, local_address="127.0.0.1")
+    with httpx.Client(transport=near, base_url=f"https://{home.local_address}") as client:
+        assert client.post("/v1/control/list-runs", headers=token).status_code not in (401, 404)
 
 
 def test_no_task_without_the_secret(federation: Any, control: ControlClient) -> None:

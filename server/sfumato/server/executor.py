@@ -219,8 +219,9 @@ def _serve(home: CoordinatorHome) -> None:
     stop = threading.Event()
 
     def end(*_: object) -> None:
-        stop.set()
-        raise Stopping
+        if not stop.is_set():  # a dying parent's signal may come more than once
+            stop.set()
+            raise Stopping
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)

@@ -3,18 +3,20 @@
     python -m sfumato.server.superlink --home HOME
 
 TLS, node authentication, process isolation with a shared secret, SQLite state, no run-time installation, no
-calls home, and a bearer token in front of the Control API. If any of this cannot be had, it does not start.
+calls home, a bearer token in front of the Control API, and for other machines the fleet routes alone. If any
+of this cannot be had, it does not start.
 """
 
 import argparse
 import contextlib
 import importlib
+import logging
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +104,7 @@ def _guarded_superlink(token: str) -> Any:
     from flwr.supercore.version import package_version
 
     from sfumato.server.control_auth import TokenPlugin
+    from sfumato.server.fleet_only import FleetOnly
 
     if not package_version.startswith(FLOWER):
         raise Insecure(f"Flower {package_version} is not the {FLOWER}x whose Control API we know how to lock")
@@ -111,11 +114,24 @@ def _guarded_superlink(token: str) -> Any:
         "flwr.superlink.main",
         "flwr.superlink.config_loader",
     ):
-        module = importlib.import_module(name)
-        if not callable(getattr(module, "load_control_authn_plugin", None)):
-            raise Insecure("Flower's Control API cannot be locked: its plug-in loader is not where it was")
-        module.load_control_authn_plugin = lambda: plugin  # type: ignore[attr-defined]
+        _replace(importlib.import_module(name), "load_control_authn_plugin", lambda _: lambda: plugin)
+    main_module = importlib.import_module("flwr.superlink.main")
+    _replace(main_module, "create_app", lambda create: lambda *given: FleetOnly(create(*given)))
+    logging.getLogger("uvicorn.access").addFilter(_worth_a_line)
     return importlib.import_module("flwr.superlink.cli.flower_superlink").flower_superlink
+
+
+def _replace(module: Any, name: str, by: Callable[[Any], Any]) -> None:
+    original = getattr(module, name, None)
+    if not callable(original):
+        raise Insecure(f"Flower's SuperLink cannot be locked: {name} is not where it was")
+    setattr(module, name, by(original))
+
+
+def _worth_a_line(record: logging.LogRecord) -> bool:
+    """Only failed requests: nodes and executor poll, and five lines a second would fill the disk."""
+    args = record.args
+    return not (isinstance(args, tuple) and len(args) == 5 and isinstance(args[4], int) and args[4] < 400)
 
 
 if __name__ == "__main__":
