@@ -6,6 +6,9 @@ look-up, connection and program start.
 
 import json
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -29,36 +32,69 @@ _note("os.exec", ["hook installed", sys.argv[:1]])
 """
 
 
-def test_only_loopback_and_no_uv(
-    make_federation: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def read(out: Path) -> list[tuple[int, str, list[str]]]:
+    return [tuple(json.loads(line)) for line in out.read_text().splitlines()]
+
+
+def beyond(events: list[tuple[int, str, list[str]]], root: Path) -> list[tuple[str, list[str]]]:
+    """What reached, or looked, beyond loopback and the federation's own sockets; and installers."""
+    found = []
+    for _, event, args in events:
+        text = " ".join(args)
+        if event in ("socket.connect", "socket.sendto"):
+            inside = "'127.0.0.1'" in text or "'::1'" in text or str(root) in text
+        elif event.startswith("socket."):
+            inside = args[0].strip("b'") in ("127.0.0.1", "::1", "localhost", "None")
+        else:
+            inside = Path(args[0]).name not in ("uv", "pip") and "uv sync" not in text
+        if not inside:
+            found.append((event, args))
+    return found
+
+
+@pytest.fixture
+def audit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The hook, in every Python that is started from here on; returns the file it writes."""
     out = tmp_path / "audit.jsonl"
     (tmp_path / "sitecustomize.py").write_text(HOOK.format(out=str(out)))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    return out
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import socket; socket.getaddrinfo('outside.invalid', 80)",
+        "import socket; socket.socket().connect_ex(('192.0.2.1', 9))",
+        "import subprocess; subprocess.Popen(['uv', 'sync'])",
+    ],
+)
+def test_the_hook_would_have_seen_it(audit: Path, tmp_path: Path, code: str) -> None:
+    lines = f"import socket; socket.setdefaulttimeout(0.2)\n{code}"
+    subprocess.run([sys.executable, "-c", lines], capture_output=True, check=False)
+    assert len(beyond(read(audit), tmp_path)) == 1
+
+
+def test_only_loopback_and_no_uv(make_federation: Any, audit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # What an operator's shell may hold, and what must not get through.
     monkeypatch.setenv("FLWR_TELEMETRY_ENABLED", "1")
     monkeypatch.setenv("FLWR_INTERNAL_GRPC_CONTROL_API", "1")
     federation = make_federation(couriers=1, start_executor=True)
-    home = federation.home
     control = federation.control()
     run_id = control.start_run(build_bundle(), {"job": "x"})
     list(control.logs(run_id))
     assert control.run(run_id).finished
+    deadline = time.monotonic() + 20
+    while control.nodes()[0].status != "online":
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
     control.close()
 
-    events = [json.loads(line) for line in out.read_text().splitlines()]
-    assert len({pid for pid, *_ in events}) >= 3, "the hook was not in SuperLink, executor and courier"
-    connections = [args for _, event, args in events if event == "socket.connect"]
-    assert any(str(home.port) in args[1] for args in connections), "the hook saw no connection at all"
-    for _, event, args in events:
-        text = " ".join(args)
-        if event in ("socket.connect", "socket.sendto"):
-            assert "127.0.0.1" in text or "::1" in text or str(federation.root) in text, (event, args)
-        elif event.startswith("socket."):
-            assert args[0].strip("b'") in ("127.0.0.1", "::1", "localhost", "None"), (event, args)
-        else:
-            program = Path(args[0]).name
-            assert program not in ("uv", "pip") and "uv sync" not in text, (event, args)
+    events = read(audit)
+    assert len({pid for pid, *_ in events}) >= 4, "not in SuperLink, executor, courier and SuperNode"
+    to_superlink = [a for _, e, a in events if e == "socket.connect" and str(federation.home.port) in a[1]]
+    assert len(to_superlink) >= 2, "neither executor nor SuperNode was seen to connect"
+    assert beyond(events, federation.root) == []
 
 
 def test_a_quiet_environment_keeps_no_secret_and_no_foreign_switch(tmp_path: Path) -> None:
