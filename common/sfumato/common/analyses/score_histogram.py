@@ -7,10 +7,10 @@ Reading        The noisy total becomes two smooth score distributions, and those
 
 Bins cut the log-odds in [-6, 6]; the first and last are open. The counts come with discrete Laplace noise and
 may be negative; cutting them at zero would turn noise into customers, most of them where nobody is. So
-the reading fits, for each label, log-counts theta to the noisy counts by penalised least squares: the penalty
-on third differences lets go of a normal distribution of scores only as far as the counts insist (Silverman
-1982). Intervals are quantiles under the fit's Gaussian posterior (Wahba 1983). Where noise outweighs the
-counts the reading leans towards smooth distributions; a distribution with many narrow peaks would be blurred.
+the reading is Bayesian: for each label, log-counts theta a bin with a prior that lets go of a normal
+distribution of scores only as far as the counts insist (Silverman 1982), and the noise in the likelihood.
+Estimates are posterior medians, intervals posterior quantiles, widened for the prior's own error. Where noise
+outweighs the counts the reading leans towards smooth scores; narrow peaks within a bin or two are blurred.
 """
 
 from collections.abc import Sequence
@@ -20,10 +20,13 @@ import numpy as np
 import numpy.typing as npt
 
 LOW, HIGH = -6.0, 6.0
-DRAWS, WALK = 1000, 250  # random walks, and their length
+DRAWS, WALK = 600, 150  # random walks, and their length
 # How far the fit may leave the best normal distribution: curvature and roughness in units of that one's own,
 # and any log-count by LOOSENESS (which only keeps bins without any evidence from wandering off).
-CURVATURE_SD, ROUGHNESS, LOOSENESS = 2.0, 2.0, 5.0
+CURVATURE_SD, ROUGHNESS, LOOSENESS = 3.0, 4.0, 5.0
+# The prior shrinks, and a posterior quantile does not count that: in simulations over unlike populations the
+# plain 95% intervals held the population's AUC in 80-92% of draws, these in 92% or more (see the tests).
+WIDEN = 1.4
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -106,19 +109,24 @@ def read(
     negative, positive = _draws(total, scales, seed, draws)
     cutoff = _cutoff(np.exp(negative), np.exp(positive))
     drawn = _metrics(negative, positive, cutoff)
-    intervals = {name: _interval(values, (1 - level) / 2) for name, values in drawn.items()}
+    tail = (1 - level) / 2
+    intervals = {name: _interval(values, tail, _TOP.get(name, 1.0)) for name, values in drawn.items()}
     return ScoreMetrics(**intervals, cutoff=LOW + cutoff * (HIGH - LOW) / (total.size // 2), level=level)
 
 
 def _draws(total: Ints, scales: Sequence[float], seed: int, draws: int) -> list[Floats]:
-    noise = sum(map(discrete_laplace_variance, scales))
     rng = np.random.default_rng(seed)  # noqa: TID251 - it reads a public result; it protects nothing
-    return [_Posterior(half, noise).draw(rng, draws) for half in _halves(total)]
+    return [p.draw(rng, draws) for p in _posteriors(total, scales)]
 
 
-def curves(total: Ints, scales: Sequence[float], seed: int = 0) -> Curves:
-    """ROC and calibration points of the same fit that `read` uses (posterior medians)."""
-    negative, positive = (np.median(np.exp(d), axis=0) for d in _draws(total, scales, seed, DRAWS))
+def _posteriors(total: Ints, scales: Sequence[float]) -> list["_Posterior"]:
+    noise = sum(map(discrete_laplace_variance, scales))
+    return [_Posterior(half, noise) for half in _halves(total)]
+
+
+def curves(total: Ints, scales: Sequence[float]) -> Curves:
+    """ROC and calibration points of the smooth fit that `read` draws about (its mode: some milliseconds)."""
+    negative, positive = (np.exp(p.mode()) for p in _posteriors(total, scales))
     fall = [np.concatenate([[0.0], np.cumsum(c[::-1]) / c.sum()]) for c in (negative, positive)]
     customers = negative + positive
     return Curves(fall[0], fall[1], _predicted(len(negative)), positive / customers, customers)
@@ -148,19 +156,20 @@ class _Posterior:
         bins = counts.size
         second, third = np.diff(np.eye(bins), 2, axis=0), np.diff(np.eye(bins), 3, axis=0)
         curvature, soft = 1.0 / spread**2, CURVATURE_SD / spread**2
-        # Rows of |rows @ theta - aim|^2: curvature as the normal's, smooth, and not off to nowhere.
-        self._rows = np.vstack([second / soft, third * spread**2.5 / ROUGHNESS, np.eye(bins) / LOOSENESS])
-        self._aim = np.concatenate(
+        # The prior is |rows @ theta - aim|^2: curvature as the normal's, smooth, and not off to nowhere.
+        rows = np.vstack([second / soft, third * spread**2.5 / ROUGHNESS, np.eye(bins) / LOOSENESS])
+        aim = np.concatenate(
             [np.full(bins - 2, -curvature / soft), np.zeros(bins - 3), self._normal / LOOSENESS]
         )
-        self._penalty = self._rows.T @ self._rows
+        self._penalty, self._pull = rows.T @ rows, rows.T @ aim
 
     def log_density(self, theta: Floats) -> Floats:
         """Up to a constant, [k] for theta [k, bins]."""
         mu = np.exp(np.minimum(theta, 20.0))
         variance = self._noise + mu + 0.5
         likelihood = ((self._counts - mu) ** 2 / variance + np.log(variance)).sum(axis=1)
-        return np.asarray(-0.5 * (likelihood + ((theta @ self._rows.T - self._aim) ** 2).sum(axis=1)))
+        prior = ((theta @ self._penalty) * theta).sum(axis=1) - 2.0 * (theta @ self._pull)
+        return np.asarray(-0.5 * (likelihood + prior))
 
     def mode(self) -> Floats:
         """Near the top of the density: Levenberg-Marquardt from the normal fit."""
@@ -170,7 +179,7 @@ class _Posterior:
             hessian = self._curvature(theta)
             mu = np.exp(theta)
             gradient = mu * (self._counts - mu) / (self._noise + mu + 0.5)
-            gradient += self._rows.T @ (self._aim - self._rows @ theta)
+            gradient += self._pull - self._penalty @ theta
             trial = theta + np.linalg.solve(hessian + damping * np.eye(theta.size), gradient)
             then = self.log_density(trial[None])[0]
             if then > now:
@@ -244,6 +253,9 @@ def _cutoff(negative: Floats, positive: Floats) -> float:
     return float(np.median(_quantile_from_top(negative + positive, leavers)))
 
 
+_TOP = {"lift_at_10": 10.0, "customers": float("inf")}  # every other metric is a fraction
+
+
 def _metrics(log_negative: Floats, log_positive: Floats, cutoff: float) -> dict[str, Floats]:
     negative, positive = np.exp(log_negative), np.exp(log_positive)
     n0, n1 = negative.sum(axis=1), positive.sum(axis=1)
@@ -278,6 +290,7 @@ def _auc(log_negative: Floats, log_positive: Floats) -> Floats:
     return np.asarray((p1 * (below + tie * p0)).sum(axis=1))
 
 
-def _interval(drawn: Floats, tail: float) -> Interval:
+def _interval(drawn: Floats, tail: float, top: float) -> Interval:
     low, value, high = (float(q) for q in np.quantile(drawn, [tail, 0.5, 1 - tail]))
-    return Interval(value, low, high)
+    low, high = max(0.0, value - WIDEN * (value - low)), value + WIDEN * (high - value)
+    return Interval(value, low, min(high, top))
