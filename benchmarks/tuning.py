@@ -1,0 +1,175 @@
+"""AUC of the churn net under local DP-SGD and FedAvg, in one process: for choosing hyper-parameters.
+
+    python benchmarks/tuning.py [SET ...] [--seeds 3] [--epsilon 2] [--set training.learning_rate=0.05 ...]
+
+Plain loops over the branches with the product's own encoding, net, sampling, noise, clipping and calibration; no
+Flower, no vault. The AUC is exact, on pooled held-out customers: these sets are public, and what is chosen on
+them becomes a default, so nothing private is spent. Never tune like this on customers' data.
+"""
+
+import argparse
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from datasets import Dataset, chosen
+
+from sfumato.common.contract import Contract
+from sfumato.common.job import Job, load_job
+from sfumato.common.learners import churn_net
+from sfumato.common.learners.encoding import Encoded, Encoder
+from sfumato.privacy import accounting, dpsgd
+from sfumato.privacy.noise import SecureRandom
+
+
+@dataclass(frozen=True)
+class Result:
+    auc: float
+    auc_by_size: float  # FedAvg weighted by the charged noisy sizes, for comparison
+    noise_multiplier: float
+    seconds: float
+
+
+def labels_of(contract: Contract, frame: pd.DataFrame) -> np.ndarray:
+    """0/1 of the contract's label, float32 [n]."""
+    label = contract.label
+    assert label is not None
+    values = frame[label.name]
+    return np.asarray(values == label.positive if label.positive else values == 1, dtype=np.float32)
+
+
+def branches_of(
+    dataset: Dataset, frame: pd.DataFrame, rng: np.random.Generator, count: int = 4
+) -> np.ndarray:
+    """The branch number of each row."""
+    if dataset.branch_column is None:
+        return rng.permutation(np.arange(len(frame)) % count)
+    values = frame[dataset.branch_column].astype("string").fillna("")
+    size = values.map(values.value_counts())
+    return np.unique(values.where(size >= dataset.min_branch_size, "").to_numpy(str), return_inverse=True)[1]
+
+
+def auc(scores: np.ndarray, labels: np.ndarray) -> float:
+    """Area under the ROC curve, ties counting half (Mann-Whitney)."""
+    ranks = pd.Series(scores).rank().to_numpy()
+    positives = float(labels.sum())
+    spare = ranks[labels == 1].sum() - positives * (positives + 1) / 2
+    return float(spare / (positives * (len(labels) - positives)))
+
+
+def noise_multiplier(job: Job) -> float:
+    """As the vault calibrates it: the size count and the evaluation are paid from the same epsilon."""
+    p, t = job.privacy, job.training
+    others = [
+        accounting.discrete_laplace(1 / (share * p.target_epsilon))
+        for share in (p.size_share, p.evaluation_share)
+    ]
+    return accounting.calibrate_noise_multiplier(
+        p.target_epsilon, p.delta, t.sample_rate, t.rounds * t.local_steps, others
+    )
+
+
+def federate(
+    job: Job, contract: Contract, parts: list[tuple[Encoded, np.ndarray]], sigma: float, *, by_size: bool
+) -> churn_net.ChurnNet:
+    """Rounds of local DP-SGD from the same weights, then their average (equal, or by noisy size)."""
+    t, rng = job.training, SecureRandom()
+    net = churn_net.build(contract, job.model, t.seed)
+    weights = churn_net.flatten(net)
+    scale = 1 / (job.privacy.size_share * job.privacy.target_epsilon)
+    sizes = [max(1, len(y) + int(rng.discrete_laplace(1, scale)[0])) for _, y in parts]
+    shares = np.array(sizes, dtype=np.float64) if by_size else np.ones(len(parts))
+    states: list[dpsgd.OptimizerState | None] = [None] * len(parts)
+    for _ in range(t.rounds):
+        total = np.zeros(weights.size)
+        for i, (encoded, y) in enumerate(parts):
+            churn_net.load(net, weights)
+            states[i] = dpsgd.train(
+                net,
+                encoded,
+                y,
+                steps=t.local_steps,
+                sample_rate=t.sample_rate,
+                noise_multiplier=sigma,
+                max_grad_norm=t.max_grad_norm,
+                learning_rate=t.learning_rate,
+                optimizer=t.optimizer,
+                expected_batch_size=max(1.0, t.sample_rate * sizes[i]),
+                rng=rng,
+                state=states[i],
+            )
+            total += churn_net.flatten(net) * (shares[i] / shares.sum())
+        weights = total.astype(np.float32)
+    churn_net.load(net, weights)
+    return net
+
+
+def experiment(dataset: Dataset, job: Job, seed: int, *, compare_sizes: bool = False) -> Result:
+    """One split, one initialisation, one draw of noise."""
+    contract, frame = dataset.contract(), dataset.frame()
+    job = job.model_copy(update={"training": job.training.model_copy(update={"seed": seed})})
+    encoder = Encoder(contract, job.model.bins)
+    encoded = encoder.transform({f.name: frame[f.name] for f in encoder.features})
+    labels, rng = labels_of(contract, frame), np.random.default_rng(seed)
+    branch = branches_of(dataset, frame, rng)
+    held_out = rng.random(len(frame)) < job.evaluation.holdout_fraction
+    rows = [np.flatnonzero((branch == b) & ~held_out) for b in np.unique(branch)]
+    parts = [(encoded.take(r), labels[r]) for r in rows if len(r)]
+    sigma, started = noise_multiplier(job), time.perf_counter()
+    figures = []
+    for by_size in (False, True)[: 1 + compare_sizes]:
+        net = federate(job, contract, parts, sigma, by_size=by_size)
+        figures.append(auc(churn_net.logits(net, encoded.take(held_out)), labels[held_out]))
+    seconds = (time.perf_counter() - started) / len(figures)
+    return Result(figures[0], figures[-1], sigma, seconds)
+
+
+def changed(job: Job, settings: list[str]) -> Job:
+    """The job with `table.key=value` settings; checked like a file. Raises SystemExit on a bad one."""
+    data = job.model_dump(mode="json")
+    for setting in settings:
+        place, _, value = setting.partition("=")
+        table, _, key = place.partition(".")
+        if table not in data or not isinstance(data[table], dict) or key not in data[table]:
+            raise SystemExit(f"no setting {place!r}; for example training.learning_rate=0.05")
+        data[table][key] = value.split(",") if isinstance(data[table][key], list) else value
+    return Job.model_validate(data)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("sets", nargs="*")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epsilon", type=float)
+    parser.add_argument("--set", action="append", default=[], dest="settings", metavar="TABLE.KEY=VALUE")
+    parser.add_argument("--sizes", action="store_true", help="also FedAvg weighted by noisy branch sizes")
+    arguments = parser.parse_args()
+    if arguments.epsilon:
+        arguments.settings.append(f"privacy.target_epsilon={arguments.epsilon}")
+    torch.set_num_threads(1)
+    failed = False
+    for dataset in chosen(arguments.sets):
+        job = changed(load_job(dataset.example / "job.toml"), arguments.settings)
+        results = [experiment(dataset, job, s, compare_sizes=arguments.sizes) for s in range(arguments.seeds)]
+        figures = np.array([r.auc for r in results])
+        verdict = ""
+        if dataset.floor is not None:
+            failed |= bool(figures.mean() < dataset.floor)
+            verdict = f"floor {dataset.floor:.2f} " + (
+                "BELOW" if figures.mean() < dataset.floor else "reached"
+            )
+        sized = f"by size {np.mean([r.auc_by_size for r in results]):.4f}" if arguments.sizes else ""
+        print(
+            f"{dataset.name:18} AUC {figures.mean():.4f} sd {figures.std():.4f} {sized} {verdict} "
+            f"(noise multiplier {results[0].noise_multiplier:.3f}, {np.mean([r.seconds for r in results]):.1f} s)",
+            flush=True,
+        )
+    raise SystemExit(int(failed))
+
+
+if __name__ == "__main__":
+    main()
