@@ -132,6 +132,7 @@ def ingest(
             )
     finally:
         store.close()
+        branch.restore_owner()
     ledger.append("ingest", {"table": name, "mode": mode})
     console.print(str(report), markup=False)
 
@@ -244,6 +245,7 @@ def reveal(
             console.print(customer, *[v if v is not None else "(empty)" for v in values], markup=False)
     finally:
         store.close()
+        branch.restore_owner()
 
 
 @app.command("rotate-key")
@@ -263,5 +265,6 @@ def rotate_key(
     record = branch.open_ledger(keyring)
     console.print("The new passphrase:")
     keyring.rotate(PassphraseKeyProvider(_passphrase(new_passphrase_file, confirm=True)))
+    branch.restore_owner()
     record.append("rotate-key", {"keys": len(keyring.names())})
     console.print("Rotated. The old passphrase no longer opens this branch.")

@@ -7,6 +7,7 @@ vault/            0700: keyring, sealed store, ledger, policy, contract, pinned 
 run/              the unix socket between the two
 """
 
+import contextlib
 import os
 import pwd
 import stat
@@ -113,13 +114,28 @@ class BranchHome:
     def open_ledger(self, keyring: Keyring) -> Ledger:
         return Ledger.open(self.ledger, branch=self.name, signer=signer(keyring))
 
-    def check_private(self) -> None:
-        """Raise Insecure when anyone but the owner could read the vault's directory."""
-        for path in [self.vault, *self.vault.iterdir()]:
-            if stat.S_IMODE(path.stat().st_mode) & 0o077:
+    def check_private(self, owner: int | None = None) -> None:
+        """Raise Insecure unless the vault's directory is `owner`'s (a uid; ours if None), and nobody else's."""
+        owner = os.geteuid() if owner is None else owner
+        for path in [self.vault, *self.vault.iterdir(), *(self.vault / "job-keys").iterdir()]:
+            status = path.stat()
+            if stat.S_IMODE(status.st_mode) & 0o077:
                 raise Insecure(
                     f"{path}: can be read by others", hint=f"chmod go= {path}, and ask who read it meanwhile."
                 )
+            if status.st_uid != owner:
+                raise Insecure(
+                    f"{path}: belongs to another user than the vault's", hint=f"chown it to user id {owner}."
+                )
+
+    def restore_owner(self) -> None:
+        """After root wrote in the vault's directory: all of it belongs to the vault's user again."""
+        if os.geteuid() != 0:
+            return
+        owner = self.vault.stat()
+        for path in self.vault.rglob("*"):
+            with contextlib.suppress(FileNotFoundError):  # a running vault's spilled data comes and goes
+                os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
 
 
 def signer(keyring: Keyring) -> Ed25519PrivateKey:

@@ -6,14 +6,18 @@ passphrase over a socket pair: it is in no argument, no environment and no file 
 
 import json
 import os
+import pwd
 import signal
 import socket
+import stat
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
+from typing import Any, Literal
 
 from sfumato.client.home import BranchHome, require_user
 from sfumato.client.vault.listener import READY, bind
@@ -23,6 +27,7 @@ from sfumato.common.processes import python, quiet_environment, stop_group
 
 LONGEST_PAUSE = 30.0
 READY_SECONDS = 60.0
+Role = Literal["vault", "courier"]
 
 
 @dataclass
@@ -37,13 +42,15 @@ class Watched:
     started_at: float = field(default=0.0)
 
     def tick(self, say: Callable[[str], None]) -> bool:
-        """Start it if it is down and its pause is over. Returns whether anything changed."""
+        """Start it if it is down and its pause is over. Returns whether anything changed. Raises Insecure."""
         if self.process is not None and self.process.poll() is None:
             return False
         now = time.monotonic()
         if self.process is not None:
             status = self.process.returncode
             self.process = None
+            if status == Insecure.exit_code:
+                raise Insecure(f"the {self.name} refuses to run", hint="Its log says what is insecure.")
             self.restarts = 0 if now - self.started_at > 120 else self.restarts + 1
             pause = min(LONGEST_PAUSE, 0.5 * 2**self.restarts)
             self.not_before = now + pause
@@ -75,6 +82,9 @@ class Launcher:
             raise Insecure(
                 "the vault has its own user, and so must the courier", hint="Set up with --courier-user."
             )
+        self._home.check_private(_uid(self._home.user("vault")))
+        for role in ("vault", "courier"):
+            self._require_runnable(role)
         self._listener = bind(self._home.socket, self._courier_uid if os.geteuid() == 0 else None)
         watched = [Watched("vault", self._start_vault), Watched("courier", self._start_courier)]
         try:
@@ -118,29 +128,52 @@ class Launcher:
         return self._popen(command, "courier", self._home.courier / "courier.log", ())
 
     def _popen(
-        self, command: list[str], role: str, log: Path, handed_down: tuple[int, ...]
+        self, command: list[str], role: Role, log: Path, handed_down: tuple[int, ...]
     ) -> "subprocess.Popen[bytes]":
-        user = self._home.user("vault" if role == "vault" else "courier")
-        entry = require_user(user) if user else None
-        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        entry = self._entry(role)
+        descriptor = open_log(log, entry.pw_uid if entry else os.geteuid())
         try:
-            if entry is not None:
-                os.fchown(descriptor, entry.pw_uid, entry.pw_gid)
             return subprocess.Popen(
                 command,
-                env=quiet_environment(os.environ, self._home.courier / "flwr"),
-                cwd=self._home.vault if role == "vault" else self._home.courier,
+                env=self._environment(),
+                cwd=self._directory(role),
                 stdin=subprocess.DEVNULL,
                 stdout=descriptor,
                 stderr=subprocess.STDOUT,
                 pass_fds=handed_down,
                 start_new_session=True,
-                user=entry.pw_uid if entry else None,
-                group=entry.pw_gid if entry else None,
-                extra_groups=[] if entry else None,
+                **_identity(entry),
             )
         finally:
             os.close(descriptor)
+
+    def _require_runnable(self, role: Role) -> None:
+        """Raise Insecure when the role's own user cannot run this installation, or not reach its directory."""
+        entry = self._entry(role)
+        if entry is None:
+            return
+        program = "import os, sys, sfumato.common.errors; os.listdir(sys.argv[1])"
+        command = python("-c", program, str(self._directory(role)))
+        hint = "Install Python and Sfumato where every user may run them, such as under /opt."
+        try:
+            tried = subprocess.run(
+                command, env=self._environment(), cwd="/", capture_output=True, **_identity(entry)
+            )
+        except PermissionError:
+            raise Insecure(f"user {entry.pw_name} may not execute {sys.executable}", hint=hint) from None
+        if tried.returncode != 0:
+            reason = (tried.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"])[-1]
+            raise Insecure(f"user {entry.pw_name} cannot run Sfumato from here: {reason}", hint=hint)
+
+    def _entry(self, role: Role) -> pwd.struct_passwd | None:
+        user = self._home.user(role)
+        return require_user(user) if user else None
+
+    def _directory(self, role: Role) -> Path:
+        return self._home.vault if role == "vault" else self._home.courier
+
+    def _environment(self) -> dict[str, str]:
+        return quiet_environment(os.environ, self._home.courier / "flwr")
 
     def _await_vault(self) -> None:
         """The vault says that it is ready, or the start stops."""
@@ -160,6 +193,32 @@ class Launcher:
 
 def state_file(home: BranchHome) -> Path:
     return home.socket.parent / "state.json"
+
+
+def open_log(path: Path, owner: int) -> int:
+    """A descriptor that appends to `path` (0600, owned by the uid `owner`). Raises Insecure if it is a link.
+
+    The directory is the owner's, we may be root: a link put there would give it any file of the machine.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        descriptor = os.open(path, flags, 0o600)
+    except OSError as e:
+        raise Insecure(f"{path}: is not a log that can be written ({e.strerror})") from None
+    status = os.fstat(descriptor)
+    ours = status.st_uid in (owner, os.geteuid())
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1 or not ours:
+        os.close(descriptor)
+        raise Insecure(f"{path}: is not a plain file of its user's", hint="Ask who put it there.")
+    if status.st_uid != owner:
+        os.fchown(descriptor, owner, -1)
+    return descriptor
+
+
+def _identity(entry: pwd.struct_passwd | None) -> dict[str, Any]:
+    if entry is None:
+        return {}
+    return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
 
 
 def _uid(user: str | None) -> int:

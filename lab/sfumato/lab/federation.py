@@ -87,7 +87,15 @@ class Federation:
 
     # --- branches ----------------------------------------------------------------------------------------
 
-    def add_branch(self, name: str, folder: Path, *, start: bool = True) -> BranchHome:
+    def add_branch(
+        self,
+        name: str,
+        folder: Path,
+        *,
+        start: bool = True,
+        vault_user: str | None = None,
+        courier_user: str | None = None,
+    ) -> BranchHome:
         """`branch init`, `branch ingest` of each table's file in `folder`, `coordinator enrol`, `branch start`."""
         passphrase = secrets.token_urlsafe(24)
         branch = init_branch(
@@ -99,6 +107,8 @@ class Federation:
             budget_epsilon=self._budget,
             budget_delta=1e-5,
             policy=self._policy,
+            vault_user=vault_user,
+            courier_user=courier_user,
         )
         write_new(branch.path / "passphrase", passphrase.encode())
         self.home.enrol(branch.path / "enrolment.json")
@@ -172,6 +182,7 @@ def _ingest_all(branch: BranchHome, folder: Path, passphrase: str) -> None:
             ledger.append("ingest", {"table": table.name, "mode": "create"})
     finally:
         store.close()
+        branch.restore_owner()
 
 
 def _last_line(branch: Path) -> str:

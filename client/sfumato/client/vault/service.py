@@ -110,11 +110,11 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     control = socket.socket(fileno=arguments.control_fd)
-    passphrase = b"".join(iter(lambda: control.recv(4096), b"")).decode()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stdout)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
-        harden()
+        harden()  # before a secret is in memory
+        passphrase = b"".join(iter(lambda: control.recv(4096), b"")).decode()
         vault = open_vault(BranchHome(arguments.home), passphrase)
     except SfumatoError as e:
         log.error("the vault did not start: %s", e)
