@@ -41,8 +41,13 @@ from sfumato.server.results import write_whole
 # name, unit, label, what it says: in the order of a reader's interest.
 METRICS = (
     ("auc", "", "AUC", "how often the right one of a pair gets the higher score"),
-    ("precision", "%", "Precision", "of those flagged, the share that was right"),
-    ("recall", "%", "Recall", "of those to be found, the share that was flagged"),
+    (
+        "precision",
+        "%",
+        "Precision",
+        "of those flagged, the share that was right; as many are flagged as there are to find",
+    ),
+    ("recall", "%", "Recall", "of those to be found, the share that was flagged, at the same cut-off"),
     ("f1", "", "F1", "precision and recall in one number"),
     ("base_rate", "%", "Base rate", "the share of positives among all customers"),
     ("calibration_error", "%", "Calibration error", "mean distance of foretold from observed shares"),
@@ -57,8 +62,8 @@ NEVER_SENT = (
     "postal addresses",
     "transactions",
     "exact counts",
-    "any single customer's score",
-    "any single customer's gradient",
+    "any single customer’s score",
+    "any single customer’s gradient",
 )
 
 
@@ -98,13 +103,13 @@ def render_report(
             state=str(result.get("state", "finished")),
             reason=result.get("reason"),
             words=words,
-            headline=_headline(metrics, words) if finished else None,
+            headline=_headline(metrics, curves, words) if finished else None,
             auc=metrics.get("auc"),
             metrics=[(label, says, metrics[key]) for key, _, label, says in METRICS if key in metrics],
             level=_level(result),
             customers=_customers(result, metrics),
             rounds=result.get("rounds"),
-            seconds=duration(_number(result.get("seconds"))),
+            seconds=duration(seconds) if (seconds := _number(result.get("seconds"))) is not None else None,
             branches=branches,
             refused=[_refusal(r) for r in _dicts(result.get("refused"))],
             privacy=_privacy(result, contract),
@@ -155,19 +160,14 @@ def _metrics(result: Mapping[str, Any]) -> dict[str, Estimate]:
     return {key: e for key, e in found.items() if e is not None}
 
 
-def _headline(metrics: Mapping[str, Estimate], words: Outcome) -> dict[str, str] | None:
-    """Of 100 customers in the top tenth: how many, and how many at random. None if the metrics lack it.
-
-    The product's interval adds the two relative errors in quadrature, which is wide: they partly cancel.
-    """
+def _headline(
+    metrics: Mapping[str, Estimate], curves: ScoreCurves | None, words: Outcome
+) -> dict[str, str] | None:
+    """Of 100 customers in the top tenth: how many, and how many at random. None if the metrics lack it."""
     lift, base = metrics.get("lift_at_10"), metrics.get("base_rate")
     if lift is None or base is None or lift.value <= 0 or base.value <= 0:
         return None
-    value = lift.value * base.value
-    down = math.hypot(1 - lift.low / lift.value, 1 - base.low / base.value)
-    up = math.hypot(lift.high / lift.value - 1, base.high / base.value - 1)
-    hits = Estimate(value, max(0.0, value * (1 - down)), min(100.0, value * (1 + up)))
-    hits = Estimate(min(value, hits.high), hits.low, hits.high)
+    hits = Estimate(*curves.top_tenth).scaled(100) if curves else _hits(lift, base)
     auc = metrics.get("auc")
     useless = lift.low <= 1 or (auc is not None and auc.low <= 0.5)
     return {
@@ -178,6 +178,14 @@ def _headline(metrics: Mapping[str, Estimate], words: Outcome) -> dict[str, str]
         "event": words.event,
         "useless": "yes" if useless else "",
     }
+
+
+def _hits(lift: Estimate, base: Estimate) -> Estimate:
+    """Their product; the relative errors add in quadrature, which is wide, as they partly cancel."""
+    value = min(100.0, lift.value * base.value)
+    down = math.hypot(1 - lift.low / lift.value, 1 - base.low / base.value)
+    up = math.hypot(lift.high / lift.value - 1, base.high / base.value - 1)
+    return Estimate(value, max(0.0, value * (1 - down)), min(100.0, value * (1 + up)))
 
 
 def _people(e: Estimate) -> str:

@@ -43,6 +43,7 @@ class ScoreCurves:
     roc: Band
     gains: Band
     calibration: Band
+    top_tenth: tuple[float, float, float]  # share of positives there: estimate, low, high
     customers: Floats
     centres: Floats
     negative: Distribution
@@ -77,6 +78,7 @@ def score_curves(total: Ints, scales: Sequence[float], *, draws: int = DRAWS, se
             [np.interp(contacted, _contacted(c), c.true_positive_rate) for c in again],
         ),
         calibration=_band(point.predicted, point.observed, [c.observed for c in again]),
+        top_tenth=_interval(_top_tenth(point), [_top_tenth(c) for c in again]),
         customers=point.customers,
         centres=np.log(point.predicted / (1 - point.predicted)),
         negative=Distribution(total[:bins], negative),
@@ -97,6 +99,17 @@ def _others(expected: Floats, scales: Sequence[float], draws: int, seed: int) ->
 def _contacted(curves: score_histogram.Curves) -> Floats:
     """Share of all customers at or above each cut-off, from 0 to 1, as the ROC's points go."""
     return np.concatenate([[0.0], np.cumsum(curves.customers[::-1]) / curves.customers.sum()])
+
+
+def _top_tenth(curves: score_histogram.Curves) -> float:
+    """Share of positives among the tenth of customers with the highest scores."""
+    reached = np.interp(0.1, _contacted(curves), curves.true_positive_rate)
+    return float(reached * (curves.customers @ curves.observed) / (0.1 * curves.customers.sum()))
+
+
+def _interval(value: float, drawn: Sequence[float]) -> tuple[float, float, float]:
+    low, high = (float(q) for q in np.quantile(drawn, [TAIL, 1 - TAIL]))
+    return value, max(0.0, min(low, value)), min(1.0, max(high, value))
 
 
 def _band(x: Floats, y: Floats, drawn: Sequence[Floats]) -> Band:

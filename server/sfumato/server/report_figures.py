@@ -106,9 +106,7 @@ def calibration(curves: ScoreCurves, words: Outcome) -> Plot:
     def paint(figure: Figure) -> None:
         axes = _unit_axes(figure)
         axes.plot([0, 1], [0, 1], color=QUIET, linewidth=1, linestyle=(0, (4, 3)))
-        axes.text(
-            0.66, 0.70, "foretold = came true", color=QUIET, rotation=40, rotation_mode="anchor", ha="center"
-        )
+        axes.text(0.97, 0.04, "dashed: foretold = came true", color=QUIET, ha="right")
         x, y = band.x[shown], band.y[shown]
         axes.vlines(x, band.low[shown], band.high[shown], color=ACCENT, linewidth=1.4)
         size = 90 * curves.customers[shown] / curves.customers.max() + 9

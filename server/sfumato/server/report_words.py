@@ -1,8 +1,8 @@
 """How the report speaks: numbers with no more digits than their interval supports, and sentences for people.
 
-Rounding follows the Particle Data Group's habit (Review of Particle Physics, 5.3): the last digit shown has
-the unit of the interval's half width. Interval ends are rounded outwards, spending upwards, what is left
-downwards, so no rounding flatters.
+Rounding follows the Particle Data Group (Review of Particle Physics, 5.3): an interval's half width keeps two
+digits when it begins with 10 to 35 and one digit else, and the value stops at the same place. Interval ends
+are rounded outwards, spending upwards, what is left downwards, so no rounding flatters.
 """
 
 import math
@@ -96,7 +96,7 @@ class Estimate:
         half = (self.high - self.low) / 2
         if half <= 0:
             return 3
-        return min(4, -math.floor(math.log10(half) + _SLACK))
+        return min(4, -math.floor(math.log10(half / 3.55) + _SLACK))
 
     @property
     def text(self) -> str:
