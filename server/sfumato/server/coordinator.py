@@ -10,6 +10,7 @@ from sfumato.common.processes import stop_group, wait_for_port
 from sfumato.server import executor, superlink
 from sfumato.server.control import ControlClient, register_branches
 from sfumato.server.home import CoordinatorHome
+from sfumato.server.run_files import end_interrupted
 
 log = logging.getLogger("sfumato.coordinator")
 
@@ -30,7 +31,7 @@ class Coordinator:
         try:
             self._superlink = self._start_superlink()
             control = ControlClient.of(self.home)
-            end_orphans(control)
+            end_orphans(self.home, control)
             register_branches(self.home, control)
             control.close()
             if self._start_executor:
@@ -54,7 +55,7 @@ class Coordinator:
             restarted.append("SuperLink")
         if self._executor is not None and self._executor.poll() is not None:
             control = ControlClient.of(self.home)
-            end_orphans(control)
+            end_orphans(self.home, control)
             control.close()
             self._executor = executor.start(self.home)
             restarted.append("executor")
@@ -90,11 +91,14 @@ class Coordinator:
         return process
 
 
-def end_orphans(control: ControlClient) -> None:
-    """Stop the runs that a dead executor left behind: Flower would call them running for another minute.
+def end_orphans(home: CoordinatorHome, control: ControlClient) -> None:
+    """Stop the runs that a dead executor left behind, which Flower would call running for another minute, and
+    say so in their results.
 
     Only for a coordinator without a living executor.
     """
+    for run_id in end_interrupted(home.directory("runs")):
+        log.warning("run %d was cut short; its result says so", run_id)
     for run in control.list_runs():
         if run.status in ("starting", "running"):
             log.warning("run %d had lost its executor; it is stopped", run.run_id)

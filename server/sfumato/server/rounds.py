@@ -5,6 +5,7 @@ A branch that drops is left out of that round and asked again in the next; below
 with a reason. Whatever happens, open branches are told to close, so that no reservation is left standing.
 """
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -18,13 +19,14 @@ from sfumato.common import codec, messages
 from sfumato.common.analyses import score_histogram
 from sfumato.common.codec import FrameError
 from sfumato.common.contract import Contract
-from sfumato.common.errors import REFUSAL_TEXT, LedgerBroken, SfumatoError
+from sfumato.common.errors import REFUSAL_TEXT, LedgerBroken, RefusalCode, SfumatoError
 from sfumato.common.job import SignedJob
 from sfumato.common.learners import churn_net
 from sfumato.server.exchange import Exchange
 
 Weights = npt.NDArray[np.float32]
 Report = Callable[[dict[str, Any]], None]
+GIVE_BACK_SECONDS = 30.0
 
 
 class JobFailed(SfumatoError):
@@ -87,6 +89,8 @@ class JobRun:
     """One signed job over one exchange. `report` gets a small public dict for each event, for a screen.
 
     With `enrolled` (by node id), an answer under another name or with a badly signed ledger head is dropped.
+    `left_open` are jobs of earlier runs, to be closed first; `given_back` says which branches did. `open_at`
+    names the branches that opened this job and have not said that they closed it.
     """
 
     def __init__(
@@ -97,6 +101,7 @@ class JobRun:
         report: Report,
         *,
         enrolled: Mapping[int, Enrolled] | None = None,
+        left_open: Iterable[str] = (),
         join_timeout: float = 120.0,
     ) -> None:
         self._enrolled = enrolled
@@ -107,7 +112,10 @@ class JobRun:
         self._report = report
         self._join_timeout = join_timeout
         self._branches: dict[int, BranchRecord] = {}
+        self._left_open = tuple(left_open)
         self.refused: list[dict[str, Any]] = []
+        self.given_back: dict[str, set[str]] = {}
+        self.open_at: list[str] = []
 
     def run(self) -> JobOutcome:
         """Raises JobFailed with the reason; reservations at the branches are released either way."""
@@ -117,7 +125,8 @@ class JobRun:
             weights = self._train()
             histogram, scales = self._evaluate(weights)
         finally:
-            self._close()
+            with contextlib.suppress(SfumatoError):  # what it was that ended the job matters more
+                self._close()
         metrics = score_histogram.read(histogram, scales)
         summary = self._summary(metrics, time.monotonic() - started)
         return JobOutcome(weights, histogram, metrics, summary)
@@ -128,6 +137,7 @@ class JobRun:
         needed = self._job.federation.min_branches
         nodes = self._exchange.open(at_least=needed, timeout=self._join_timeout)
         self._report({"event": "joined", "branches": len(nodes)})
+        self._give_back(nodes)
         question = messages.OpenJob(signed_job=self._signed)
         for node, (message, _) in self._ask(nodes, question, None).items():
             if isinstance(message, messages.JobOpened):
@@ -139,7 +149,16 @@ class JobRun:
                     heads=[message.ledger],
                 )
                 self._report({"event": "opened", "branch": message.branch, "epsilon": message.epsilon})
+        self.open_at = sorted(b.name for b in self._branches.values())
         self._require(len(self._branches), "opened the job")
+
+    def _give_back(self, nodes: Iterable[int]) -> None:
+        """A branch that refuses to close a job does not know it, so it holds nothing for it."""
+        timeout = min(GIVE_BACK_SECONDS, self._job.federation.round_timeout_seconds)
+        for job_id in self._left_open:
+            frame = codec.encode(messages.CloseJob(job_id=job_id))
+            gathered = self._exchange.ask(dict.fromkeys(nodes, frame), timeout=timeout)
+            self.given_back[job_id] = {self._name(n) for n, raw in gathered.answers.items() if _settled(raw)}
 
     def _train(self) -> Weights:
         job = self._job
@@ -184,6 +203,7 @@ class JobRun:
                 record.epsilon_spent = message.epsilon_spent
                 record.epsilon_remaining = message.epsilon_remaining
                 record.heads.append(message.ledger)
+                self.open_at.remove(record.name)
 
     # --- asking ------------------------------------------------------------------------------------------
 
@@ -305,6 +325,16 @@ class JobRun:
             ),
             "refused": self.refused,
         }
+
+
+def _settled(raw: bytes) -> bool:
+    """Whether this answer to CloseJob means that the branch holds no reservation for the job."""
+    try:
+        message, _ = codec.decode(raw, "answer")
+    except FrameError:
+        return False
+    unknown = isinstance(message, messages.Refused) and message.code is RefusalCode.UNKNOWN_JOB
+    return unknown or isinstance(message, messages.JobClosed)
 
 
 def federated_average(updates: list[tuple[str, codec.Vector]], weights: Mapping[str, float]) -> Weights:

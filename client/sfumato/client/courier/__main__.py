@@ -39,11 +39,13 @@ def supernode_command(config: CourierConfig) -> list[str]:
 def keep_supernode(config: CourierConfig, stop: threading.Event) -> None:
     """Start the SuperNode, and again whenever it ends, with growing pauses, until `stop`.
 
-    After a kill the SuperLink believes the node online for about a minute and turns it away (exit code 305):
-    only trying again helps.
+    A last SuperNode that was killed is signed off first (see `sign_off`).
     """
+    from sfumato.client.courier.sign_off import sign_off
+
     wait = FIRST_WAIT
     while not stop.is_set():
+        sign_off(config)
         process = start_child(
             supernode_command(config),
             environment=quiet_environment(os.environ, config.flwr_home),

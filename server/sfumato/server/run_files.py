@@ -1,0 +1,88 @@
+"""A run's directory at the coordinator: its files, each written whole or not at all.
+
+result.json          state, summary, metrics with intervals, each branch's spending and kept ledger heads
+model.safetensors    the weights
+histogram.json       the noisy score-by-label counts that every metric is read from
+"""
+
+import json
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sfumato.common.errors import BadInput
+from sfumato.server.home import CoordinatorHome
+
+INTERRUPTED = "the coordinator ended in the middle of the run"
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write to a temporary file beside it, sync, rename."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def store_state(directory: Path, state: dict[str, Any]) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    write_whole(directory / "result.json", json.dumps(state, indent=1, allow_nan=False).encode())
+
+
+def read_result(directory: Path) -> dict[str, Any]:
+    """Raises BadInput if the job left nothing there."""
+    try:
+        return dict(json.loads((directory / "result.json").read_text()))
+    except FileNotFoundError:
+        raise BadInput(f"{directory}: no result of a job here") from None
+
+
+def read_histogram(directory: Path) -> npt.NDArray[np.int64] | None:
+    """The noisy counts, or None for a job that did not get so far."""
+    path = directory / "histogram.json"
+    return np.asarray(json.loads(path.read_text()), dtype=np.int64) if path.is_file() else None
+
+
+def run_directory(home: CoordinatorHome, run_id: int) -> Path:
+    """Where this run's files lie."""
+    return home.directory("runs") / str(run_id)
+
+
+def end_interrupted(runs: Path) -> list[int]:
+    """Write `failed` with its reason over every result that still says `running`. Returns the runs' numbers.
+
+    Only while no executor lives: whoever wrote `running` is dead, and can no longer say so.
+    """
+    ended = []
+    for directory, result in _results(runs):
+        if result.get("state") == "running":
+            store_state(directory, {"refused": [], **result, "state": "failed", "reason": INTERRUPTED})
+            ended.append(int(directory.name))
+    return ended
+
+
+def left_open(runs: Path) -> dict[str, Path]:
+    """Jobs that branches may still hold a reservation for, by id: not closed everywhere, and not yet expired."""
+    moment = datetime.now(UTC)
+    return {
+        str(result["job_id"]): directory
+        for directory, result in _results(runs)
+        if result.get("open_at") and datetime.fromisoformat(result["expires_at"]) > moment
+    }
+
+
+def note_closed(directory: Path, branches: set[str]) -> None:
+    """These branches have closed the job of an earlier run."""
+    result = read_result(directory)
+    store_state(directory, {**result, "open_at": sorted(set(result["open_at"]) - branches)})
+
+
+def _results(runs: Path) -> list[tuple[Path, dict[str, Any]]]:
+    directories = sorted(d for d in runs.iterdir() if (d / "result.json").is_file())
+    return [(d, read_result(d)) for d in directories if d.name.isdigit()]

@@ -1,0 +1,193 @@
+"""A small real federation on loopback, and what the tests of failures ask of it."""
+
+import contextlib
+import json
+import os
+import signal
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sfumato.client.launch import state_file
+from sfumato.common.codec import decode
+from sfumato.common.job import Job, load_job
+from sfumato.common.messages import LedgerHead, ReleasedAnswer
+from sfumato.lab.federation import Federation
+from sfumato.lab.samplebank import SampleBank, generate
+from sfumato.privacy.ledger import Ledger
+from sfumato.server.control import RunState
+from sfumato.server.coordinator import Coordinator
+from sfumato.server.watching import Event, events
+
+BACK_SECONDS = 120.0
+
+
+@pytest.fixture(scope="session")
+def bank(tmp_path_factory: pytest.TempPathFactory) -> SampleBank:
+    return generate(tmp_path_factory.mktemp("faults") / "bank", branches=3, customers_per_branch=300)
+
+
+@pytest.fixture(scope="session")
+def base_job(bank: SampleBank) -> Job:
+    return load_job(bank.job)
+
+
+class Small:
+    """Three branches, and ways to look at them and to hurt them."""
+
+    def __init__(self, federation: Federation, base: Job) -> None:
+        self.whole = federation
+        self.base = base
+
+    def job(self, name: str, *, epsilon: float = 0.5, rounds: int = 2, min_branches: int = 2) -> Job:
+        """The bank's job, smaller: a few local steps a round, so that a round takes a blink."""
+        job = self.base
+        return job.model_copy(
+            update={
+                "name": name,
+                "privacy": job.privacy.model_copy(update={"target_epsilon": epsilon}),
+                "training": job.training.model_copy(update={"rounds": rounds, "local_steps": 2}),
+                "federation": job.federation.model_copy(
+                    update={"min_branches": min_branches, "round_timeout_seconds": 30.0}
+                ),
+            }
+        )
+
+    def ended(self, run_id: int, *, timeout: float = BACK_SECONDS) -> tuple[RunState, dict[str, Any]]:
+        """Wait until the run has ended; its state in Flower's list, and its result."""
+        deadline = time.monotonic() + timeout
+        while not (state := self._listed(run_id)).finished:
+            assert time.monotonic() < deadline, f"run {run_id} is still {state.status}"
+            time.sleep(0.1)
+        return state, self.whole.result(run_id)
+
+    def events(self, run_id: int) -> list[Event]:
+        """What the risk team's screen was told of a run that has ended."""
+        return list(events(self.whole.control.logs(run_id)))
+
+    def in_mid_run(self, run_id: int) -> Event:
+        """Follow the run until its second round is done."""
+        for event in events(self.whole.control.logs(run_id)):
+            assert event["event"] not in ("failed", "finished"), event
+            if event["event"] == "round" and event["round"] >= 2:
+                return event
+        raise AssertionError("the run ended before its second round")
+
+    def works_again(self) -> dict[str, Any]:
+        """A new job runs to its end with all three branches."""
+        self.whole.await_branches(timeout=BACK_SECONDS)
+        run_id = self.whole.submit(self.job("afterwards", epsilon=0.1, min_branches=3))
+        state, result = self.ended(run_id)
+        assert (state.sub_status, result["state"]) == ("completed", "finished"), (state.details, result)
+        assert [b["name"] for b in result["per_branch"]] == sorted(self.whole.branches)
+        assert all(b["rounds_missed"] == 0 for b in result["per_branch"])
+        return result
+
+    def restart_coordinator(self) -> None:
+        """A fresh coordinator on the same directory, as an operator would start it after a crash."""
+        self.whole.coordinator.stop()
+        self.whole.coordinator = self.whole._stack.enter_context(Coordinator(self.whole.home))
+
+    def _listed(self, run_id: int) -> RunState:
+        return next(r for r in self.whole.control.list_runs() if r.run_id == run_id)
+
+    # --- ledgers -----------------------------------------------------------------------------------------
+
+    def assert_nothing_uncharged(self, result: dict[str, Any] | None = None) -> None:
+        """Every stored answer has its charge, of the same event, before it; every chain and kept head verifies.
+
+        With the result of a run: no more weights came in than that branch was charged for.
+        """
+        heads = {b["name"]: b["ledger_head"] for b in (result or {}).get("per_branch", ())}
+        for name, home in self.whole.branches.items():
+            ledger = Ledger.read(home.ledger)
+            kept = [LedgerHead.model_validate(heads[name])] if heads.get(name) else []
+            assert ledger.verify(*kept) > 0
+            charges = {
+                (c.job_id, c.body["round"], c.body["what"], c.body["question"]): c
+                for c in ledger.entries("charge")
+            }
+            for job_id, round_, what, question, frame in self.answers(name):
+                charge = charges[job_id, round_, what, question]
+                message, vector = decode(frame, "answer")
+                assert isinstance(message, ReleasedAnswer) and vector is not None
+                assert message.cost.event == charge.body["event"]
+                assert message.ledger.size > charge.seq
+            for branch in (result or {}).get("per_branch", ()):
+                if branch["name"] == name:
+                    paid = [k for k in charges if k[0] == result["job_id"] and k[2] == "weights"]
+                    assert branch["rounds_answered"] <= len(paid)
+
+    def answers(self, branch: str) -> list[tuple[str, int, str, str, bytes]]:
+        """The stored answers: job, round, what, hash of the question, frame."""
+        query = "SELECT job_id, round, what, question, answer FROM answers"
+        with contextlib.closing(
+            sqlite3.connect(self.whole.branches[branch].ledger, timeout=30)
+        ) as connection:
+            return list(connection.execute(query))
+
+    # --- processes ---------------------------------------------------------------------------------------
+
+    def pid(self, branch: str, process: str) -> int | None:
+        """As the launcher's state.json says."""
+        state = json.loads(state_file(self.whole.branches[branch]).read_text())
+        found = state[process]
+        assert found is None or isinstance(found, int)
+        return found
+
+    def await_restart(self, branch: str, process: str, old: int, *, timeout: float = 60.0) -> int:
+        """The number of the process that the launcher started in place of `old`."""
+        deadline = time.monotonic() + timeout
+        while (new := self.pid(branch, process)) in (None, old):
+            assert time.monotonic() < deadline, f"{process} of {branch} was not started again"
+            time.sleep(0.1)
+        assert new is not None
+        return new
+
+    @staticmethod
+    def kill_tree(*roots: int | None) -> int:
+        """kill -9 of processes and of all that they started. Returns how many that were."""
+        children: dict[int, list[int]] = {}
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):
+                parent = int(stat.read_text().rpartition(")")[2].split()[1])
+                children.setdefault(parent, []).append(int(stat.parent.name))
+        doomed = [root for root in roots if root is not None]
+        assert doomed
+        for pid in doomed:
+            doomed += children.get(pid, [])
+        for pid in doomed:
+            os.kill(pid, signal.SIGKILL)
+        return len(doomed)
+
+
+@pytest.fixture(scope="session")
+def make_small(
+    tmp_path_factory: pytest.TempPathFactory, bank: SampleBank, base_job: Job
+) -> Iterator[Callable[..., Small]]:
+    """make_small(budget_epsilon=…, policy=…): running until all tests are done."""
+    with ExitStack() as stack:
+
+        def make(**settings: Any) -> Small:
+            path = tmp_path_factory.mktemp("federation")
+            whole = stack.enter_context(Federation(path, bank.contract, **settings))
+            for name, folder in bank.branches.items():
+                whole.add_branch(name, folder)
+            whole.await_branches()
+            return Small(whole, base_job)
+
+        yield make
+
+
+@pytest.fixture(scope="session")
+def small(make_small: Callable[..., Small]) -> Small:
+    """One federation with room in its budgets, for all tests that leave it working."""
+    started = time.monotonic()
+    made = make_small(budget_epsilon=20.0)
+    print(f"federation of three up in {time.monotonic() - started:.1f} s")
+    return made

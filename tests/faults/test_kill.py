@@ -1,0 +1,89 @@
+"""kill -9 in mid-run of a courier, a vault and the coordinator: a clear end, nothing uncharged, and it goes on."""
+
+import time
+from typing import Any
+
+import pytest
+
+from sfumato.client.status import read_status
+from sfumato.privacy.door import Door
+from sfumato.privacy.ledger import Ledger
+from sfumato.server.run_files import INTERRUPTED
+
+pytestmark = pytest.mark.slow
+
+VICTIM = "branch-2"
+
+
+def reserved(small: Any, branch: str) -> float:
+    """Epsilon that open jobs still hold at a branch."""
+    spending = Door(Ledger.read(small.whole.branches[branch].ledger)).spending()
+    return spending.reserved - spending.spent
+
+
+def test_of_a_courier_the_job_goes_on_without_it_and_finds_it_again(small: Any) -> None:
+    run_id = small.whole.submit(small.job("courier-killed", rounds=60))
+    small.in_mid_run(run_id)
+    courier = small.pid(VICTIM, "courier")
+    assert small.kill_tree(courier) == 2, "courier with executor, and SuperNode"
+    killed = time.monotonic()
+    small.await_restart(VICTIM, "courier", courier)
+    small.whole.await_branches(timeout=45.0)
+    print(f"courier's node is online again after {time.monotonic() - killed:.1f} s")
+    state, result = small.ended(run_id)
+    print(f"the run ended {time.monotonic() - killed:.1f} s after the kill")
+    assert (state.sub_status, result["state"]) == ("completed", "finished")
+    rounds = {b["name"]: (b["rounds_answered"], b["rounds_missed"]) for b in result["per_branch"]}
+    print(rounds)
+    assert rounds["branch-1"] == rounds["branch-3"] == (60, 0)
+    assert rounds[VICTIM][0] >= 2 and rounds[VICTIM][1] >= 1 and sum(rounds[VICTIM]) == 60
+    events = small.events(run_id)
+    assert {"event": "dropped", "branch": VICTIM, "reason": "gone"} in events
+    assert any(e["event"] == "round" and e["branches"] == ["branch-1", "branch-3"] for e in events)
+    small.assert_nothing_uncharged(result)
+    small.works_again()
+
+
+def test_of_a_vault_the_job_ends_with_a_reason_and_the_vault_is_started_again(small: Any) -> None:
+    run_id = small.whole.submit(small.job("vault-killed", rounds=60, min_branches=3))
+    small.in_mid_run(run_id)
+    vault = small.pid(VICTIM, "vault")
+    assert small.kill_tree(vault) == 1
+    state, result = small.ended(run_id)
+    assert (state.sub_status, result["state"]) == ("failed", "failed")
+    assert state.details == result["reason"]
+    assert result["reason"].startswith("only 2 of at least 3 branches answered round")
+    assert f"{VICTIM}: the branch's vault does not answer" in result["reason"]
+    refusals = [(r["branch"], r["code"]) for r in result["refused"]]
+    assert set(refusals) == {(VICTIM, "vault-unreachable")}
+    assert small.events(run_id)[-1]["reason"] == result["reason"]
+    small.assert_nothing_uncharged(result)
+    assert result["open_at"] in ([], [VICTIM]), "the other two gave back what they had reserved"
+    assert reserved(small, "branch-1") == pytest.approx(0, abs=1e-9)
+
+    new = small.await_restart(VICTIM, "vault", vault)
+    assert read_status(small.whole.branches[VICTIM].path).vault == f"running (process {new})"
+    small.works_again()
+    assert reserved(small, VICTIM) == pytest.approx(0, abs=1e-9), "closed late, but closed"
+    small.assert_nothing_uncharged()
+
+
+def test_of_the_coordinator_a_fresh_one_says_how_the_run_ended(small: Any) -> None:
+    run_id = small.whole.submit(small.job("coordinator-killed", rounds=300))
+    small.in_mid_run(run_id)
+    assert small.kill_tree(*small.whole.coordinator.pids.values()) == 2, "SuperLink and executor"
+    assert small.whole.result(run_id)["state"] == "running"
+    small.restart_coordinator()
+    state, result = small.ended(run_id, timeout=5.0)
+    assert state.sub_status == "stopped"
+    assert (result["state"], result["reason"]) == ("failed", INTERRUPTED)
+    assert result["open_at"] == sorted(small.whole.branches)
+    assert all(r.finished for r in small.whole.control.list_runs())
+    small.assert_nothing_uncharged(result)
+    assert all(reserved(small, b) > 0.05 for b in small.whole.branches), "no branch knows that it is over"
+
+    after = small.works_again()
+    assert all(reserved(small, b) == pytest.approx(0, abs=1e-9) for b in small.whole.branches)
+    assert small.whole.result(run_id)["open_at"] == []
+    small.assert_nothing_uncharged(after)
+    small.whole.ledgers_verify(after)
