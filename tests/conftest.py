@@ -85,7 +85,7 @@ class Courier:
         self.process.wait()
 
     def cannot_dial(self) -> None:
-        """From the next start on, as behind a firewall that lets only the SuperLink's port through."""
+        """Before its start: as behind a firewall that lets only the SuperLink's port through."""
         file = self.directory / "courier.toml"
         settings = tomllib.loads(file.read_text()) | {"session": f"127.0.0.1:{free_ports(1)[0]}"}
         file.write_text(tomli_w.dumps(settings))
@@ -164,8 +164,12 @@ def make_federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callab
     """make_federation(couriers=3, start_executor=False): running until the module's tests are done."""
     with contextlib.ExitStack() as stack:
 
-        def make(*, couriers: int, start_executor: bool = False, **extra: str) -> Federation:
+        def make(
+            *, couriers: int, start_executor: bool = False, cannot_dial: int = 0, **extra: str
+        ) -> Federation:
             federation = Federation(tmp_path_factory.mktemp("fed"), couriers)
+            for courier in federation.couriers[:cannot_dial]:
+                courier.cannot_dial()
             return stack.enter_context(federation.running(start_executor=start_executor, **extra))
 
         yield make

@@ -106,7 +106,7 @@ def test_the_branch_refuses_it(bare: Any, way: str) -> None:
                 expected=1,
             )
             with pytest.raises(Exception, match="0 of at least 1"):
-                session.open(at_least=1, timeout=8.0)
+                session.open(at_least=1, timeout=5.0)
             session.close()
     assert courier.vault.asked == asked, "a foreign run reached the vault"
     assert not target.exists()

@@ -41,7 +41,7 @@ SERVER_APP = (str(TaskType.SERVER_APP),)
 
 @pytest.fixture(scope="module")
 def federation(make_federation: Any) -> Any:
-    return make_federation(couriers=1)
+    return make_federation(couriers=0)
 
 
 @pytest.fixture

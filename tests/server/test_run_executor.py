@@ -106,7 +106,7 @@ def test_a_run_goes_on_over_a_killed_superlink(federation: Any) -> None:
     def server_main(grid: Any, context: Any) -> None:
         reached.set()
         assert go_on.wait(60)
-        seen.append(tuple(grid.get_node_ids()))
+        seen.append(MessageExchange(grid).open(at_least=1, timeout=60.0))
 
     coordinator = federation.coordinator
     with executing(federation, server_main) as control:
