@@ -10,11 +10,15 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from flwr.supercore.run import Run
 
 from sfumato.common.bundle import build_bundle
 from sfumato.common.errors import Unavailable
+from sfumato.common.flower_tasks import Runtime
+from sfumato.common.processes import free_ports
 from sfumato.server.exchange import MessageExchange
 from sfumato.server.executor import run_tasks
+from sfumato.server.run_grid import RunGrid
 
 pytestmark = pytest.mark.slow
 
@@ -143,3 +147,13 @@ def test_the_installed_executor_refuses_what_is_not_a_signed_job(make_federation
     assert restarted == ["executor"]
     assert "no signed job" in finished(control, waiting).details
     control.close()
+
+
+def test_a_superlink_that_stays_away_is_unavailable_not_for_ever() -> None:
+    runtime = Runtime(f"127.0.0.1:{free_ports(1)[0]}", None, "flwr-serverapp")
+    grid = RunGrid(runtime, "token", patience=0.5)
+    grid.set_run(Run.create_empty(1))
+    start = time.monotonic()
+    with pytest.raises(Unavailable, match="does not answer"):
+        MessageExchange(grid).open(at_least=1, timeout=5.0)
+    assert time.monotonic() - start < 3

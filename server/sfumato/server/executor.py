@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from flwr.serverapp import Grid
 
     from sfumato.common.flower_tasks import Runtime, Task
+    from sfumato.server.run_grid import RunGrid
 
 log = logging.getLogger("sfumato.executor")
 
@@ -133,14 +134,11 @@ def _local_only() -> logging.Logger:
 
 
 @contextlib.contextmanager
-def run_log(grid: "object") -> Iterator[None]:
+def run_log(grid: "RunGrid") -> Iterator[None]:
     """While it lasts, what is printed or logged also goes to the SuperLink, where `logs` follows it."""
     from flwr.proto.log_pb2 import PushLogsRequest
     from flwr.proto.node_pb2 import Node
 
-    from sfumato.server.run_grid import RunGrid
-
-    assert isinstance(grid, RunGrid)
     lines: queue.SimpleQueue[str] = queue.SimpleQueue()
     done = threading.Event()
 

@@ -8,7 +8,8 @@ in, and invited again: when it comes back, the next round finds it.
 import logging
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from flwr.serverapp import Grid
 
@@ -33,6 +34,17 @@ SESSION_HOURS = 12.0
 UNREACHABLE = b"unreachable"  # a courier's reply to an invitation: it could not dial
 REPLY_POLL = 0.3
 INVITE_AGAIN = 30.0
+
+
+@contextmanager
+def suppress_absence() -> Iterator[None]:
+    """Streams go on while the SuperLink is away; what needs it is tried again with the next question."""
+    try:
+        yield
+    except RunEnded:
+        raise
+    except Unavailable as e:
+        log.warning("%s; the open streams go on", e.message)
 
 
 class SessionExchange:
@@ -93,7 +105,8 @@ class SessionExchange:
         for node in streamed:
             self._awaited.pop(node, None)
         if len(streamed) < len(frames):
-            self._read_replies()
+            with suppress_absence():
+                self._read_replies()
         by_message = {n: f for n, f in frames.items() if n in self._by_message and n not in streamed}
         lost = set(frames) - streamed - set(by_message)
         gathered = Gathered(dropped=dict.fromkeys(lost, GONE))
@@ -103,7 +116,8 @@ class SessionExchange:
             gathered.dropped.update(slow.dropped)
         self._collect(port, streamed, deadline, gathered)
         if GONE in gathered.dropped.values():
-            self._invite_again({n for n, why in gathered.dropped.items() if why == GONE})
+            with suppress_absence():
+                self._invite_again({n for n, why in gathered.dropped.items() if why == GONE})
         return gathered
 
     def close(self) -> None:

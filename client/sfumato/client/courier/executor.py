@@ -13,7 +13,6 @@ from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode, SubStatus
 from flwr.supercore.constant import TaskType
-from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message
 
 from sfumato.client.courier.app import reply_with
@@ -64,7 +63,7 @@ def _run(runtime: Runtime, task: Task, app: ClientApp, approved: str) -> None:
                 reply = reply_with(message, refusal(RefusalCode.FOREIGN_BUNDLE))
             else:
                 reply = _answer(app, message, context)
-            _push(client, reply, context)
+            push_message(client, reply, context)
         finish_task(client, SubStatus.COMPLETED, "")
 
 
@@ -75,7 +74,3 @@ def _answer(app: ClientApp, message: Message, context: Context) -> Message:
         log.exception("the ClientApp failed")  # to the branch's own log; only a code leaves
         code = RefusalCode.INTERNAL.value
         return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, code), reply_to=message)
-
-
-def _push(client: RuntimeHttpClient, reply: Message, context: Context) -> None:
-    push_message(client, reply, context)
