@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from sfumato.common.errors import BadInput
@@ -80,7 +80,11 @@ def init(
 def ingest(
     home: Home,
     source: Annotated[
-        Path | None, typer.Argument(help="A CSV or Parquet file; or use --query.", show_default=False)
+        Path | None,
+        typer.Argument(
+            help="A CSV or Parquet file, or a directory with one file a table; or use --query.",
+            show_default=False,
+        ),
     ] = None,
     table: Annotated[
         str | None, typer.Option(help="The contract's table; the customers table if absent.")
@@ -93,6 +97,7 @@ def ingest(
         Path | None,
         typer.Option(help="Put bad rows in this new CSV (0600, holds PII) and load the good ones."),
     ] = None,
+    delimiter: Annotated[str, typer.Option(help="What separates cells in a CSV.")] = ",",
     query: Annotated[str | None, typer.Option(help="A PostgreSQL SELECT instead of a file.")] = None,
     dsn_file: Annotated[
         Path | None, typer.Option(help="File (0600) with the PostgreSQL connection string.")
@@ -107,8 +112,14 @@ def ingest(
 
     branch = BranchHome(home)
     contract = branch.contract()
-    name = table or contract.customers
-    opened = open_source(source, query=query, dsn_file=dsn_file)
+    if source is not None and source.is_dir():
+        if table is not None or quarantine is not None:
+            raise BadInput("--table and --quarantine go with one file", hint="Ingest the tables one by one.")
+        files = {t.name: _table_file(source, t.name) for t in contract.tables}
+        sources = {name: open_source(file, delimiter=delimiter) for name, file in files.items()}
+    else:
+        name = table or contract.customers
+        sources = {name: open_source(source, query=query, dsn_file=dsn_file, delimiter=delimiter)}
     keyring = branch.open_keyring(_passphrase(passphrase_file))
     ledger = branch.open_ledger(keyring)
     store = Store.open(branch.store, contract, keyring)
@@ -120,21 +131,26 @@ def ingest(
             console=console,
             transient=True,
         ) as progress:
-            task = progress.add_task(f"{name}: reading", total=None)
-            report = load(
-                opened,
-                name,
-                contract,
-                store,
-                mode=mode,
-                quarantine=quarantine,
-                progress=lambda rows: progress.update(task, description=f"{name}: {rows:,} rows"),
-            )
+            for name, opened in sources.items():
+                task = progress.add_task(f"{name}: reading", total=None)
+
+                def show(rows: int, task: TaskID = task, name: str = name) -> None:
+                    progress.update(task, description=f"{name}: {rows:,} rows")
+
+                report = load(opened, name, contract, store, mode=mode, quarantine=quarantine, progress=show)
+                ledger.append("ingest", {"table": name, "mode": mode})
+                progress.console.print(str(report), markup=False)
     finally:
         store.close()
-        branch.restore_owner()
-    ledger.append("ingest", {"table": name, "mode": mode})
-    console.print(str(report), markup=False)
+
+
+def _table_file(directory: Path, table: str) -> Path:
+    found = [p for p in sorted(directory.iterdir()) if p.stem == table]
+    if len(found) != 1:
+        raise BadInput(
+            f"{directory}: {len(found)} files are named {table}.*", hint="One .csv or .parquet file a table."
+        )
+    return found[0]
 
 
 @app.command()

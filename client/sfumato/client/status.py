@@ -34,6 +34,7 @@ class BranchStatus:
 def read_status(path: Path) -> BranchStatus:
     """Raises BadInput when this is no branch's directory, LedgerBroken when its record does not verify."""
     home = BranchHome(path)
+    settings = home.settings()
     ledger = Ledger.read(home.ledger)
     ledger.verify()
     running = _running(home)
@@ -49,10 +50,10 @@ def read_status(path: Path) -> BranchStatus:
         for e in ledger.entries("reserve")
     ]
     return BranchStatus(
-        name=home.name,
+        name=str(settings["name"]),
         vault=running["vault"],
         courier=running["courier"],
-        contract=f"{home.settings()['contract']} ({ledger.genesis['contract'][:12]})",
+        contract=f"{settings['contract']} ({ledger.genesis['contract'][:12]})",
         loaded=sorted({str(e.body["table"]) for e in ledger.entries("ingest")}),
         spending=Door(ledger).spending(),
         jobs=jobs,

@@ -128,7 +128,7 @@ class JobRun:
             with contextlib.suppress(SfumatoError):  # what it was that ended the job matters more
                 self._close()
         metrics = score_histogram.read(histogram, scales)
-        summary = self._summary(metrics, time.monotonic() - started)
+        summary = self._summary(metrics, time.monotonic() - started) | {"noise_scales": scales}
         return JobOutcome(weights, histogram, metrics, summary)
 
     # --- steps -------------------------------------------------------------------------------------------
