@@ -1,0 +1,59 @@
+"""docs/jobs.md names every key of a job file with its default, and its example is a job."""
+
+import re
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from sfumato.common import job as j
+
+PAGE = (Path(__file__).parents[2] / "docs" / "jobs.md").read_text(encoding="utf-8")
+TABLES: dict[str, type[BaseModel]] = {
+    "job": j.Job,
+    "privacy": j.Privacy,
+    "model": j.Model,
+    "training": j.Training,
+    "evaluation": j.Evaluation,
+    "federation": j.Federation,
+}
+
+
+def lines(table: str) -> dict[str, str]:
+    """Key to the text of its default, from the section of that table."""
+    (section,) = re.findall(rf"^## `\[{table}\]`\n(.*?)(?=^## )", PAGE, re.DOTALL | re.MULTILINE)
+    return dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \|", section, re.MULTILINE))
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_every_key_has_its_line_and_its_default(table: str) -> None:
+    fields = {k: f for k, f in TABLES[table].model_fields.items() if k not in TABLES}
+    documented = lines(table)
+    assert set(fields) == set(documented)
+    for key, field in fields.items():
+        if field.is_required():
+            assert documented[key] == "required"
+            continue
+        default = field.get_default(call_default_factory=True)
+        assert default is not PydanticUndefined
+        shown = documented[key].strip("`")
+        if isinstance(default, str):
+            assert shown == f'"{default}"'
+        elif isinstance(default, tuple):
+            assert shown == str(list(default))
+        elif isinstance(default, dict):
+            assert (shown, default) == ("{}", {})
+        else:
+            assert float(shown) == default
+
+
+def test_the_example_is_a_job_and_sets_every_key(tmp_path: Path) -> None:
+    (example,) = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
+    path = tmp_path / "job.toml"
+    path.write_text(example, encoding="utf-8")
+    job = j.load_job(path)
+    assert job.federation.weights == {"zurich": 2.0}
+    for table in TABLES.values():
+        part = job if table is j.Job else next(p for p in dict(job).values() if isinstance(p, table))
+        assert part.model_fields_set == set(table.model_fields)
