@@ -1,20 +1,26 @@
 """Our executor at the SuperLink: warm, one run after the other, a clear end to each, no text from the inside."""
 
 import contextlib
+import json
 import logging
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.supercore.run import Run
 
 from sfumato.common.bundle import build_bundle
+from sfumato.common.contract import Contract
 from sfumato.common.errors import Unavailable
 from sfumato.common.flower_tasks import Runtime
+from sfumato.common.job import Federation as JobFederation
+from sfumato.common.job import Job, Privacy, sign_job
 from sfumato.common.processes import free_ports
 from sfumato.server.exchange import MessageExchange
 from sfumato.server.executor import run_tasks
@@ -22,6 +28,31 @@ from sfumato.server.run_grid import RunGrid
 
 pytestmark = pytest.mark.slow
 
+JOB = Job(
+    name="waits",
+    kind="churn-net",
+    purpose="a job for the tests",
+    contract="small",
+    privacy=Privacy(target_epsilon=1.0),
+    federation=JobFederation(min_branches=2),
+)
+CONTRACT = Contract.model_validate(
+    {
+        "version": 1,
+        "name": "small",
+        "purpose": "a contract for the tests",
+        "tables": [
+            {
+                "name": "customers",
+                "columns": [
+                    {"name": "id", "type": "string", "role": "customer_id"},
+                    {"name": "age", "type": "number", "role": "feature", "bounds": [0, 100]},
+                    {"name": "left", "type": "boolean", "role": "label"},
+                ],
+            }
+        ],
+    }
+)
 SECRET = "account 4711 of Ms Example"
 
 
@@ -136,16 +167,36 @@ def test_the_installed_executor_refuses_what_is_not_a_signed_job(make_federation
         state = finished(control, control.start_run(build_bundle(), {"job": job}))
         assert state.sub_status == "failed" and why in state.details
 
-    # kill -9 of the executor: a run it had is not left standing, and a new one is taken by the next executor.
+    # A signature by another key, and a good one that waits for branches until the coordinator is stopped.
+    forged = sign_job(JOB, CONTRACT, Ed25519PrivateKey.generate(), valid_for=timedelta(hours=1))
+    assert "bad-signature" in finished(control, control.submit(forged)).details
+    signed = sign_job(JOB, CONTRACT, federation.home.job_key(), valid_for=timedelta(hours=1))
+    waiting = control.submit(signed)
+    deadline = time.monotonic() + 20
+    while control.run(waiting).status != "running":
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(1.0)
     coordinator = federation.coordinator
+    os.kill(coordinator.pids["executor"], signal.SIGTERM)
+    state = finished(control, waiting)
+    assert (state.sub_status, state.details) == ("failed", "the coordinator was stopped")
+    assert json.loads(state.job)["job"]["name"] == JOB.name
+
+    # kill -9 of the next one: a run it had is not left standing, and the next executor takes a new one.
+    while not coordinator.tend():
+        time.sleep(0.05)
+    waiting = control.submit(signed)
+    while control.run(waiting).status != "running":
+        time.sleep(0.05)
     os.kill(coordinator.pids["executor"], signal.SIGKILL)
-    waiting = control.start_run(build_bundle(), {"job": "{}"})
     deadline = time.monotonic() + 10
     while not (restarted := coordinator.tend()):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert restarted == ["executor"]
-    assert "no signed job" in finished(control, waiting).details
+    assert control.run(waiting).sub_status == "stopped"
+    assert "no signed job" in finished(control, control.start_run(build_bundle(), {"job": "{}"})).details
     control.close()
 
 

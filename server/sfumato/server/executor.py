@@ -68,7 +68,7 @@ def run_tasks(home: CoordinatorHome, server_main: ServerMain, stop: threading.Ev
     try:
         for task in source.tasks(stop, POLL):
             try:
-                run_task(runtime, task, server_main, stop)
+                run_task(runtime, task, server_main)
             except RunEnded as e:
                 log.warning("run %d ended early: %s", task.run_id, e)
             except Exception as e:
@@ -77,7 +77,7 @@ def run_tasks(home: CoordinatorHome, server_main: ServerMain, stop: threading.Ev
         source.close()
 
 
-def run_task(runtime: "Runtime", task: "Task", server_main: ServerMain, stop: threading.Event) -> None:
+def run_task(runtime: "Runtime", task: "Task", server_main: ServerMain) -> None:
     """Run one task to its end and report how it ended."""
     from flwr.common.constant import SubStatus
     from flwr.common.serde import context_from_proto, run_from_proto
