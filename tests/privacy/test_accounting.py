@@ -120,3 +120,11 @@ def test_a_ledger_holds_no_event_without_cost(encoded: dict[str, object]) -> Non
 def test_free_and_unbounded_events_cannot_be_written(event: dp_event.DpEvent) -> None:
     with pytest.raises(TypeError):
         a.encode_event(event)
+
+
+@pytest.mark.parametrize("wrong", [math.nan, -1e-3])
+def test_what_is_no_curve_is_not_called_free(wrong: float) -> None:
+    curve = a.rdp_curve(a.discrete_laplace(1.0))
+    curve[3] = wrong
+    with pytest.raises(ValueError, match="curve"):
+        a.filter_epsilon(curve, 1e-6)

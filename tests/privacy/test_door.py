@@ -158,6 +158,23 @@ def test_more_than_was_reserved_is_admitted_only_within_the_budget(ledger: Ledge
     assert refusal.value.code is RefusalCode.OVER_BUDGET
 
 
+def test_a_plan_without_a_bound_at_some_orders_still_counts_after_its_first_charge(ledger: Ledger) -> None:
+    """dp_accounting cannot bound this event at small orders; infinity less infinity must not make it free."""
+    door = Door(ledger)
+    noise = 1.2
+    planned = accounting.gaussian_training(noise, 0.1, 4)
+    curve = accounting.rdp_curve(planned)
+    assert np.isinf(curve).any() and np.isfinite(curve).any()
+    door.reserve(JOB, planned, expires_at=LATER, details={"job": {"name": "t"}})
+    held = door.spending().reserved
+    weights = DpSgdTraining(noise, 0.1, 1, lambda: np.zeros(3, dtype=np.float32))
+    door.release(weights, job_id=JOB, round_=1, what="weights", question=b"q")
+    assert door.spending().reserved == pytest.approx(held, rel=1e-9)
+    with pytest.raises(Refusal) as refusal:
+        door.reserve(OTHER, planned, expires_at=LATER, details={"job": {"name": "t"}})
+    assert refusal.value.code is RefusalCode.OVER_BUDGET
+
+
 def _spend(path: str, job: str) -> bool:
     door = Door(Ledger.open(Path(path), branch="north", signer=KEY))
     try:

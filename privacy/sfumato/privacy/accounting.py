@@ -139,8 +139,19 @@ def zero_curve() -> Curve:
     return np.zeros(len(ORDERS))
 
 
+def left_of(planned: Curve, charged: Curve) -> Curve:
+    """What a plan may still cost, never below 0. Where it has no bound, what is left of it has none either."""
+    with np.errstate(invalid="ignore"):
+        return np.where(np.isinf(planned), np.inf, (planned - charged).clip(min=0))
+
+
 def filter_epsilon(curve: Curve, delta: float) -> float:
-    """The epsilon that a Rényi filter charges for a total curve (Canonne, Kamath, Steinke 2020, prop. 12)."""
+    """The epsilon that a Rényi filter charges for a total curve (Canonne, Kamath, Steinke 2020, prop. 12).
+
+    Raises ValueError for what is no curve: dp_accounting would call a negative or undefined one free.
+    """
+    if not np.all(curve >= 0):
+        raise ValueError("Expected a Rényi curve of numbers >= 0.")
     if not np.any(curve):
         return 0.0
     epsilon, _ = compute_epsilon(ORDERS, curve, delta)

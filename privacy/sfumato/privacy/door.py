@@ -7,7 +7,7 @@ second charge.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import InitVar, dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal, NoReturn, final
@@ -24,6 +24,9 @@ from sfumato.privacy.ledger import Entry, Ledger, Transaction
 from sfumato.privacy.mechanisms import Mechanism
 
 What = Literal["size", "weights", "score-histogram"]
+Population = Literal["training", "holdout", "all"]
+POPULATIONS: tuple[Literal["training", "holdout"], ...] = ("training", "holdout")
+Curves = dict[str, Curve]  # one Rényi curve a population
 SLACK = 1e-9  # relative; the sum of many small curves against one large curve
 
 _SEAL = object()
@@ -51,7 +54,10 @@ class Released:
 
 @dataclass(frozen=True, slots=True)
 class Spending:
-    """Where a branch's budget stands. Epsilons of the Rényi filter at `delta`; `reported` is the PLD figure."""
+    """Where a branch's budget stands, for the customers who lost most.
+
+    Epsilons of the Rényi filter at `delta`; `reported` is the PLD figure of the recorded charges.
+    """
 
     budget: float
     delta: float
@@ -65,7 +71,12 @@ class Spending:
 
 
 class Door:
-    """One door a ledger. The budget stands in the ledger's entry 0, nowhere else."""
+    """One door a ledger. The budget stands in the ledger's entry 0, nowhere else.
+
+    A customer is trained on or held out for good, by a keyed hash of nothing but their own token. So what is
+    asked of one population costs the other nothing (parallel composition, McSherry 2009): each has its own
+    account under the same budget, and what a customer lost is at most the larger of the two.
+    """
 
     def __init__(self, ledger: Ledger, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self._ledger = ledger
@@ -77,7 +88,12 @@ class Door:
     # --- admission ---------------------------------------------------------------------------------------
 
     def reserve(
-        self, job_id: str, planned: DpEvent, *, expires_at: datetime, details: dict[str, Any]
+        self,
+        job_id: str,
+        planned: Mapping[Population, DpEvent],
+        *,
+        expires_at: datetime,
+        details: dict[str, Any],
     ) -> Entry:
         """Set aside a whole job's cost before its first release. Raises Refusal(OVER_BUDGET).
 
@@ -88,12 +104,12 @@ class Door:
             if known:
                 return known[0]
             body = {
-                "planned": accounting.encode_event(planned),
+                "planned": {p: accounting.encode_event(e) for p, e in planned.items()},
                 "expires_at": expires_at.isoformat(),
                 **details,
             }
-            after = self._committed(transaction) + accounting.rdp_curve(planned)
-            self._admit(transaction, after, planned)
+            asked = _planned_curves(body["planned"])
+            self._admit(transaction, _add(self._committed(transaction), asked), asked)
             return transaction.append("reserve", body, job_id=job_id)
 
     def close(self, job_id: str) -> None:
@@ -103,20 +119,25 @@ class Door:
                 "close", job_id=job_id
             ):
                 charges = transaction.entries("charge", job_id=job_id)
-                events = [accounting.decode_event(e.body["event"]) for e in charges]
-                body = {
-                    "releases": len(charges),
-                    "epsilon": accounting.pld_epsilon(events, self.delta) if events else 0.0,
-                    "delta": self.delta,
-                }
+                body = {"releases": len(charges), "epsilon": self._reported(charges), "delta": self.delta}
                 transaction.append("close", body, job_id=job_id)
 
     # --- release -----------------------------------------------------------------------------------------
 
     def release(
-        self, mechanism: Mechanism, *, job_id: str, round_: int, what: What, question: bytes, times: int = 1
+        self,
+        mechanism: Mechanism,
+        *,
+        job_id: str,
+        round_: int,
+        what: What,
+        population: Population,
+        question: bytes,
+        times: int = 1,
     ) -> Released:
         """Charge, then run, then seal. `times` is max_branches_per_customer; `question` names a repeat.
+
+        `population` says whose data the mechanism holds; the caller vouches that it holds nobody else's.
 
         Raises Refusal: unknown, closed or expired job, over budget, or another question for the same round.
         """
@@ -129,27 +150,29 @@ class Door:
                 return self._again(stored[1])
             self._live(transaction, job_id)
             event = accounting.in_every_branch(mechanism.event, times)
-            curve = accounting.rdp_curve(event)
-            self._admit(transaction, self._committed(transaction, extra={job_id: curve}), event)
+            cost = _of(population, accounting.rdp_curve(event))
+            self._admit(transaction, self._committed(transaction, extra=(job_id, cost)), cost)
             charge = transaction.append(
                 "charge",
                 {
                     "what": what,
                     "round": round_,
+                    "population": population,
                     "event": accounting.encode_event(event),
                     "question": question_hash,
                 },
                 job_id=job_id,
             )
-            spent = accounting.filter_epsilon(self._spent(transaction), self.delta)
+            spent = self._epsilon(self._spent(transaction))
         vector = mechanism.run()
-        cost = Cost(
+        paid = Cost(
             event=charge.body["event"],
+            population=population,
             epsilon_spent=spent,
             epsilon_budget=self.budget,
             delta=self.delta,
         )
-        frame = self._frame(job_id, round_, what, cost, vector)
+        frame = self._frame(job_id, round_, what, paid, vector)
         with self._ledger.exclusive() as transaction:
             transaction.store_answer(job_id, round_, what, question_hash, frame)
         return Released(vector, frame, seal=_SEAL)
@@ -159,41 +182,53 @@ class Door:
     def spending(self) -> Spending:
         with self._ledger.exclusive() as transaction:
             spent, committed = self._spent(transaction), self._committed(transaction)
-            events = [accounting.decode_event(e.body["event"]) for e in transaction.entries("charge")]
+            charges = transaction.entries("charge")
         return Spending(
             budget=self.budget,
             delta=self.delta,
-            spent=accounting.filter_epsilon(spent, self.delta),
-            reserved=accounting.filter_epsilon(committed, self.delta),
-            reported=accounting.pld_epsilon(events, self.delta) if events else 0.0,
+            spent=self._epsilon(spent),
+            reserved=self._epsilon(committed),
+            reported=self._reported(charges),
         )
 
-    def _spent(self, transaction: Transaction) -> Curve:
-        total = accounting.zero_curve()
+    def _epsilon(self, curves: Curves) -> float:
+        """What the customer who lost most lost."""
+        return max(accounting.filter_epsilon(curves[p], self.delta) for p in POPULATIONS)
+
+    def _reported(self, charges: list[Entry]) -> float:
+        figures = [0.0]
+        for population in POPULATIONS:
+            mine = [e.body["event"] for e in charges if e.body["population"] in (population, "all")]
+            if mine:
+                figures.append(accounting.pld_epsilon([accounting.decode_event(e) for e in mine], self.delta))
+        return max(figures)
+
+    def _spent(self, transaction: Transaction) -> Curves:
+        total = _nothing()
         for entry in transaction.entries("charge"):
-            total += accounting.rdp_curve(accounting.decode_event(entry.body["event"]))
+            total = _add(total, _charged_curves(entry))
         return total
 
-    def _committed(self, transaction: Transaction, extra: dict[str, Curve] | None = None) -> Curve:
-        """Spent, plus what open jobs may still spend. `extra` is a charge about to be written."""
-        charged: dict[str | None, Curve] = {job: curve.copy() for job, curve in (extra or {}).items()}
+    def _committed(self, transaction: Transaction, extra: tuple[str, Curves] | None = None) -> Curves:
+        """Spent, plus what open jobs may still spend. `extra` is a charge about to be written, with its job."""
+        charged: dict[str | None, Curves] = {extra[0]: extra[1]} if extra else {}
         for entry in transaction.entries("charge"):
-            curve = accounting.rdp_curve(accounting.decode_event(entry.body["event"]))
-            charged[entry.job_id] = charged.get(entry.job_id, accounting.zero_curve()) + curve
+            charged[entry.job_id] = _add(charged.get(entry.job_id, _nothing()), _charged_curves(entry))
         closed = {e.job_id for e in transaction.entries("close")}
-        total = sum(charged.values(), start=accounting.zero_curve())
+        total = _nothing()
+        for curves in charged.values():
+            total = _add(total, curves)
         for entry in transaction.entries("reserve"):
             if entry.job_id in closed or datetime.fromisoformat(entry.body["expires_at"]) < self._now():
                 continue
-            planned = accounting.rdp_curve(accounting.decode_event(entry.body["planned"]))
-            total += (planned - charged.get(entry.job_id, accounting.zero_curve())).clip(min=0)
+            planned, paid = _planned_curves(entry.body["planned"]), charged.get(entry.job_id, _nothing())
+            total = _add(total, {p: accounting.left_of(planned[p], paid[p]) for p in POPULATIONS})
         return total
 
-    def _admit(self, transaction: Transaction, after: Curve, event: DpEvent) -> None:
-        if accounting.filter_epsilon(after, self.delta) > self.budget * (1 + SLACK):
-            alone = accounting.filter_epsilon(accounting.rdp_curve(event), self.delta)
-            now = accounting.filter_epsilon(self._committed(transaction), self.delta)
-            raise Refusal(RefusalCode.OVER_BUDGET, requested=alone, remaining=max(0.0, self.budget - now))
+    def _admit(self, transaction: Transaction, after: Curves, asked: Curves) -> None:
+        if self._epsilon(after) > self.budget * (1 + SLACK):
+            left = self.budget - self._epsilon(self._committed(transaction))
+            raise Refusal(RefusalCode.OVER_BUDGET, requested=self._epsilon(asked), remaining=max(0.0, left))
 
     def _live(self, transaction: Transaction, job_id: str) -> None:
         reserved = transaction.entries("reserve", job_id=job_id)
@@ -220,3 +255,29 @@ class Door:
         if vector is None:
             raise Refusal(RefusalCode.INTERNAL)
         return Released(vector, frame, seal=_SEAL)
+
+
+def _nothing() -> Curves:
+    return {p: accounting.zero_curve() for p in POPULATIONS}
+
+
+def _add(a: Curves, b: Curves) -> Curves:
+    return {p: a[p] + b[p] for p in POPULATIONS}
+
+
+def _of(population: str, curve: Curve) -> Curves:
+    """A cost on the account of its population, or of both. Raises ValueError on any other word."""
+    if population not in (*POPULATIONS, "all"):
+        raise ValueError(f"Expected a population, got {population!r}.")
+    return {p: curve if population in (p, "all") else accounting.zero_curve() for p in POPULATIONS}
+
+
+def _charged_curves(charge: Entry) -> Curves:
+    return _of(charge.body["population"], accounting.rdp_curve(accounting.decode_event(charge.body["event"])))
+
+
+def _planned_curves(planned: dict[str, Any]) -> Curves:
+    total = _nothing()
+    for population, event in planned.items():
+        total = _add(total, _of(population, accounting.rdp_curve(accounting.decode_event(event))))
+    return total

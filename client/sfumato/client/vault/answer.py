@@ -27,7 +27,7 @@ from sfumato.common.job import Job, SignedJob
 from sfumato.common.learners import churn_net
 from sfumato.common.learners.encoding import Encoded, Encoder
 from sfumato.privacy import accounting, dpsgd
-from sfumato.privacy.door import Door
+from sfumato.privacy.door import Door, Population
 from sfumato.privacy.keys import Keyring
 from sfumato.privacy.ledger import Entry, Ledger
 from sfumato.privacy.mechanisms import DiscreteLaplaceHistogram, DpSgdTraining, OneCellCounts
@@ -72,7 +72,7 @@ class Vault:
         self._approved = approved
         self._now = now
         self._rng = SecureRandom()
-        self._customers: dict[tuple[int, float], Customers] = {}
+        self._customers: dict[int, Customers] = {}  # by number of bins
 
     def answer(self, frame: bytes) -> bytes:
         """One question's frame in, one answer's frame out. Never raises."""
@@ -134,7 +134,7 @@ class Vault:
         plan = Plan.of(signed.job, self._contract.max_branches_per_customer)
         reserved = self.door.reserve(
             signed.job_id,
-            plan.event,
+            plan.events,
             expires_at=signed.expires_at,
             details={
                 "job_hash": signed.job_hash,
@@ -149,7 +149,7 @@ class Vault:
                 job_id=signed.job_id,
                 branch=self.branch,
                 planned=reserved.body["planned"],
-                epsilon=accounting.pld_epsilon([plan.event], privacy.delta),
+                epsilon=max(accounting.pld_epsilon([e], privacy.delta) for e in plan.events.values()),
                 delta=privacy.delta,
                 noise_multiplier=plan.noise_multiplier,
                 ledger=self._ledger.signed_head(),
@@ -199,12 +199,15 @@ class Vault:
             job_id=question.job_id,
             round_=question.round,
             what="weights",
+            population="training",
             question=frame,
             times=plan.times,
         ).frame
 
     def _evaluate(self, question: messages.Evaluate, body: Vector | None, frame: bytes) -> bytes:
         job, plan = self._opened(question.job_id)
+        if question.round != job.training.rounds:  # the plan pays for one evaluation, of the final weights
+            raise Refusal(RefusalCode.ROUND_OUT_OF_ORDER)
         net = churn_net.build(self._contract, job.model, job.training.seed)
         _load(net, body)
         customers = self._customers_for(job)
@@ -218,6 +221,7 @@ class Vault:
             job_id=question.job_id,
             round_=question.round,
             what="score-histogram",
+            population="holdout",
             question=frame,
             times=plan.times,
         ).frame
@@ -227,7 +231,13 @@ class Vault:
         counts = OneCellCounts.of(np.zeros(int((~customers.holdout).sum()), dtype=np.int64), 1)
         mechanism = DiscreteLaplaceHistogram(counts, plan.size_scale, self._rng)
         released = self.door.release(
-            mechanism, job_id=job_id, round_=0, what="size", question=b"size", times=plan.times
+            mechanism,
+            job_id=job_id,
+            round_=0,
+            what="size",
+            population="training",
+            question=b"size",
+            times=plan.times,
         )
         return max(1, int(released.vector[0]))
 
@@ -257,48 +267,53 @@ class Vault:
     # --- data, kept warm ---------------------------------------------------------------------------------
 
     def _customers_for(self, job: Job) -> Customers:
-        key = (job.model.bins, job.evaluation.holdout_fraction)
+        key = job.model.bins
         if key not in self._customers:
             frame = customer_frame(self._store, self._contract)
             columns: dict[str, Any] = {n: frame.column(n) for n in frame.column_names}
             self._customers[key] = Customers(
                 encoded=Encoder(self._contract, job.model.bins).transform(columns),
                 labels=frame.column("label").to_numpy().astype(np.float32),
-                holdout=holdout_mask(frame.column("token").to_pylist(), self._keyring, key[1]),
+                holdout=holdout_mask(
+                    frame.column("token").to_pylist(), self._keyring, self._contract.holdout_fraction
+                ),
             )
         return self._customers[key]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A job's noise, fixed before its first round: all rounds, the size count and the evaluation together."""
+    """A job's noise, fixed before its first round: all rounds and the size count; and the evaluation."""
 
     noise_multiplier: float
     size_scale: float
     evaluation_scale: float
     times: int
-    event: DpEvent
+    events: dict[Population, DpEvent]
 
     @classmethod
     def of(cls, job: Job, max_branches_per_customer: int) -> "Plan":
-        """Raises Refusal(OVER_JOB_LIMIT) when the shares leave nothing for training."""
+        """The noise with which no customer loses more than target_epsilon, in whichever branches they are."""
         privacy, training = job.privacy, job.training
         times = max_branches_per_customer
         size_scale = times / (privacy.size_share * privacy.target_epsilon)
         evaluation_scale = times / (privacy.evaluation_share * privacy.target_epsilon)
-        others = [accounting.discrete_laplace(size_scale), accounting.discrete_laplace(evaluation_scale)]
+        size, evaluation = map(accounting.discrete_laplace, (size_scale, evaluation_scale))
         steps = training.rounds * training.local_steps
         noise_multiplier = accounting.calibrate_noise_multiplier(
             privacy.target_epsilon,
             privacy.delta,
             training.sample_rate,
             steps,
-            others,
+            [size],
             max_branches_per_customer=times,
         )
         train = accounting.gaussian_training(noise_multiplier, training.sample_rate, steps)
-        event = accounting.in_every_branch(accounting.compose([train, *others]), times)
-        return cls(noise_multiplier, size_scale, evaluation_scale, times, event)
+        events: dict[Population, DpEvent] = {
+            "training": accounting.in_every_branch(accounting.compose([train, size]), times),
+            "holdout": accounting.in_every_branch(evaluation, times),
+        }
+        return cls(noise_multiplier, size_scale, evaluation_scale, times, events)
 
 
 def _load(net: churn_net.ChurnNet, body: Vector | None) -> None:
