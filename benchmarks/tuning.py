@@ -60,19 +60,22 @@ def auc(scores: np.ndarray, labels: np.ndarray) -> float:
 
 
 def noise_multiplier(job: Job) -> float:
-    """As the vault calibrates it: the size count and the evaluation are paid from the same epsilon."""
+    """As the vault calibrates it: the size count is paid from the same epsilon, the evaluation by others."""
     p, t = job.privacy, job.training
-    others = [
-        accounting.discrete_laplace(1 / (share * p.target_epsilon))
-        for share in (p.size_share, p.evaluation_share)
-    ]
+    others = [accounting.discrete_laplace(1 / (p.size_share * p.target_epsilon))]
     return accounting.calibrate_noise_multiplier(
         p.target_epsilon, p.delta, t.sample_rate, t.rounds * t.local_steps, others
     )
 
 
 def federate(
-    job: Job, contract: Contract, parts: list[tuple[Encoded, np.ndarray]], sigma: float, *, by_size: bool
+    job: Job,
+    contract: Contract,
+    parts: list[tuple[Encoded, np.ndarray]],
+    sigma: float,
+    *,
+    by_size: bool,
+    keep_state: bool = False,
 ) -> churn_net.ChurnNet:
     """Rounds of local DP-SGD from the same weights, then their average (equal, or by noisy size)."""
     t, rng = job.training, SecureRandom()
@@ -86,7 +89,7 @@ def federate(
         total = np.zeros(weights.size)
         for i, (encoded, y) in enumerate(parts):
             churn_net.load(net, weights)
-            states[i] = dpsgd.train(
+            state = dpsgd.train(
                 net,
                 encoded,
                 y,
@@ -100,13 +103,16 @@ def federate(
                 rng=rng,
                 state=states[i],
             )
+            states[i] = state if keep_state else None  # the vault starts each round afresh
             total += churn_net.flatten(net) * (shares[i] / shares.sum())
         weights = total.astype(np.float32)
     churn_net.load(net, weights)
     return net
 
 
-def experiment(dataset: Dataset, job: Job, seed: int, *, compare_sizes: bool = False) -> Result:
+def experiment(
+    dataset: Dataset, job: Job, seed: int, *, compare_sizes: bool = False, keep_state: bool = False
+) -> Result:
     """One split, one initialisation, one draw of noise."""
     contract, frame = dataset.contract(), dataset.frame()
     job = job.model_copy(update={"training": job.training.model_copy(update={"seed": seed})})
@@ -114,13 +120,13 @@ def experiment(dataset: Dataset, job: Job, seed: int, *, compare_sizes: bool = F
     encoded = encoder.transform({f.name: frame[f.name] for f in encoder.features})
     labels, rng = labels_of(contract, frame), np.random.default_rng(seed)
     branch = branches_of(dataset, frame, rng)
-    held_out = rng.random(len(frame)) < job.evaluation.holdout_fraction
+    held_out = rng.random(len(frame)) < contract.holdout_fraction
     rows = [np.flatnonzero((branch == b) & ~held_out) for b in np.unique(branch)]
     parts = [(encoded.take(r), labels[r]) for r in rows if len(r)]
     sigma, started = noise_multiplier(job), time.perf_counter()
     figures = []
     for by_size in (False, True)[: 1 + compare_sizes]:
-        net = federate(job, contract, parts, sigma, by_size=by_size)
+        net = federate(job, contract, parts, sigma, by_size=by_size, keep_state=keep_state)
         figures.append(auc(churn_net.logits(net, encoded.take(held_out)), labels[held_out]))
     seconds = (time.perf_counter() - started) / len(figures)
     return Result(figures[0], figures[-1], sigma, seconds)
@@ -147,6 +153,7 @@ def main() -> None:
     parser.add_argument("--epsilon", type=float)
     parser.add_argument("--set", action="append", default=[], dest="settings", metavar="TABLE.KEY=VALUE")
     parser.add_argument("--sizes", action="store_true", help="also FedAvg weighted by noisy branch sizes")
+    parser.add_argument("--keep-state", action="store_true", help="optimiser moments survive a round")
     arguments = parser.parse_args()
     if arguments.epsilon:
         arguments.settings.append(f"privacy.target_epsilon={arguments.epsilon}")
@@ -154,7 +161,10 @@ def main() -> None:
     failed = False
     for dataset in chosen(arguments.sets):
         job = changed(load_job(dataset.example / "job.toml"), arguments.settings)
-        results = [experiment(dataset, job, s, compare_sizes=arguments.sizes) for s in range(arguments.seeds)]
+        results = [
+            experiment(dataset, job, s, compare_sizes=arguments.sizes, keep_state=arguments.keep_state)
+            for s in range(arguments.seeds)
+        ]
         figures = np.array([r.auc for r in results])
         verdict = ""
         if dataset.floor is not None:

@@ -249,8 +249,8 @@ BAD_JOBS = [
     (
         "nothing-left-for-training",
         "= 2.0",
-        "= 2.0\nevaluation_share = 0.89",
-        "evaluation_share + size_share must leave at least a tenth for training",
+        "= 2.0\nevaluation_share = 1.2",
+        "evaluation_share: Input should be less than or equal to 1",
     ),
     ("epsilon-as-text", "= 2.0", '= "lots"', "privacy.target_epsilon: Input should be a valid number"),
     ("no-rounds", "rounds = 10", "rounds = 0", "training.rounds: Input should be greater than or equal to 1"),

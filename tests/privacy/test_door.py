@@ -36,15 +36,29 @@ def histogram(scale: float = 2.0) -> DiscreteLaplaceHistogram:
 
 def reserve(door: Door, job: str = JOB, scale: float = 2.0, expires_at: datetime = LATER) -> None:
     door.reserve(
-        job, accounting.discrete_laplace(scale), expires_at=expires_at, details={"job": {"name": "t"}}
+        job,
+        {"holdout": accounting.discrete_laplace(scale)},
+        expires_at=expires_at,
+        details={"job": {"name": "t"}},
     )
 
 
 def release(
-    door: Door, mechanism: object | None = None, *, job: str = JOB, round_: int = 1, question: bytes = b"q"
+    door: Door,
+    mechanism: object | None = None,
+    *,
+    job: str = JOB,
+    round_: int = 1,
+    question: bytes = b"q",
+    population: str = "holdout",
 ):
     return door.release(
-        mechanism or histogram(), job_id=job, round_=round_, what="score-histogram", question=question
+        mechanism or histogram(),
+        job_id=job,
+        round_=round_,
+        what="score-histogram",
+        population=population,
+        question=question,
     )
 
 
@@ -165,14 +179,45 @@ def test_a_plan_without_a_bound_at_some_orders_still_counts_after_its_first_char
     planned = accounting.gaussian_training(noise, 0.1, 4)
     curve = accounting.rdp_curve(planned)
     assert np.isinf(curve).any() and np.isfinite(curve).any()
-    door.reserve(JOB, planned, expires_at=LATER, details={"job": {"name": "t"}})
+    door.reserve(JOB, {"training": planned}, expires_at=LATER, details={"job": {"name": "t"}})
     held = door.spending().reserved
     weights = DpSgdTraining(noise, 0.1, 1, lambda: np.zeros(3, dtype=np.float32))
-    door.release(weights, job_id=JOB, round_=1, what="weights", question=b"q")
+    door.release(weights, job_id=JOB, round_=1, what="weights", population="training", question=b"q")
     assert door.spending().reserved == pytest.approx(held, rel=1e-9)
     with pytest.raises(Refusal) as refusal:
-        door.reserve(OTHER, planned, expires_at=LATER, details={"job": {"name": "t"}})
+        door.reserve(OTHER, {"training": planned}, expires_at=LATER, details={"job": {"name": "t"}})
     assert refusal.value.code is RefusalCode.OVER_BUDGET
+
+
+def test_each_population_has_its_own_account_under_one_budget(ledger: Ledger) -> None:
+    door = Door(ledger)
+    both = {"training": accounting.discrete_laplace(0.7), "holdout": accounting.discrete_laplace(0.7)}
+    door.reserve(JOB, both, expires_at=LATER, details={"job": {"name": "t"}})
+    release(door, histogram(0.7), round_=1, population="training")
+    release(door, histogram(0.7), round_=2, population="holdout")
+    spending = door.spending()
+    assert spending.spent == pytest.approx(1 / 0.7, rel=0.01), "nobody is in both"
+    assert spending.reported == pytest.approx(1 / 0.7, rel=0.01)
+    with pytest.raises(Refusal, match="budget"):
+        release(door, histogram(0.7), round_=3, population="training")
+
+
+def test_what_is_asked_of_all_is_charged_to_both(ledger: Ledger) -> None:
+    door = Door(ledger)
+    reserve(door, scale=1.0)
+    release(door, histogram(1.0), round_=1, population="all")
+    release(door, histogram(2.0), round_=2, population="training")
+    assert door.spending().reported == pytest.approx(1.5, rel=0.01)
+    release(door, histogram(4.0), round_=3, population="holdout")
+    assert door.spending().reported == pytest.approx(1.5, rel=0.01)
+
+
+def test_a_population_that_is_none_is_refused_before_anything_is_charged(ledger: Ledger) -> None:
+    door = Door(ledger)
+    reserve(door)
+    with pytest.raises(ValueError, match="population"):
+        release(door, population="nobody")
+    assert not ledger.entries("charge")
 
 
 def _spend(path: str, job: str) -> bool:

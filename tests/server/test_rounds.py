@@ -43,7 +43,7 @@ def head(node: int, name: str | None = None) -> messages.LedgerHead:
 def honest(node: int, name: str | None = None) -> Answerer:
     """A branch that answers everything, with weights all equal to its number."""
     branch = name or f"branch-{node}"
-    cost = messages.Cost(event={}, epsilon_spent=0.5, epsilon_budget=2.0, delta=1e-5)
+    cost = messages.Cost(event={}, population="training", epsilon_spent=0.5, epsilon_budget=2.0, delta=1e-5)
 
     def answer(question: messages.Question) -> bytes:
         match question:

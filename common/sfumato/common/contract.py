@@ -198,13 +198,17 @@ class Table(_Strict):
 
 
 class Contract(_Strict):
-    """A whole contract. `customers` names the table with one row a customer, which holds the label."""
+    """A whole contract. `customers` names the table with one row a customer, which holds the label.
+
+    `holdout_fraction` of a branch's customers is never trained on, by any job, for good: they only evaluate.
+    """
 
     version: Literal[1]
     name: Name
     purpose: Annotated[str, Field(min_length=8)]
     unit: Literal["customer"] = "customer"
     max_branches_per_customer: int = Field(default=1, ge=1, le=100)
+    holdout_fraction: float = Field(default=0.2, gt=0, lt=1)
     customers: str = "customers"
     as_of: date | None = None
     tables: tuple[Table, ...] = Field(min_length=1)

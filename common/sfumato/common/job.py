@@ -8,11 +8,11 @@ import base64
 import secrets
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sfumato.common.canonical import canonical_bytes, content_hash
 from sfumato.common.contract import Contract, read_toml, validation_lines
@@ -26,22 +26,17 @@ class _Strict(BaseModel):
 
 
 class Privacy(_Strict):
-    """What the whole job may cost a customer at one branch population, evaluation included.
+    """What the whole job may cost any one customer.
 
-    `size_share` pays for the noisy customer count that scales the gradient mean; `evaluation_share` for the
-    score histogram; the rest pays for training. Shares are of epsilon.
+    Customers are either trained on or held out, for good (`Contract.holdout_fraction`). Of the first,
+    `size_share` of epsilon pays for the noisy count that scales the gradient mean, the rest for training; of
+    the second, `evaluation_share` pays for the score histogram and nothing else is asked.
     """
 
     target_epsilon: float = Field(gt=0, le=20)
     delta: float = Field(default=1e-6, gt=0, le=1e-3)
-    evaluation_share: float = Field(default=0.1, gt=0, lt=1)
-    size_share: float = Field(default=0.02, gt=0, lt=0.5)
-
-    @model_validator(mode="after")
-    def _shares(self) -> Self:
-        if self.evaluation_share + self.size_share >= 0.9:
-            raise ValueError("evaluation_share + size_share must leave at least a tenth for training")
-        return self
+    evaluation_share: float = Field(default=0.5, gt=0, le=1)
+    size_share: float = Field(default=0.02, gt=0, le=0.5)
 
 
 class Model(_Strict):
@@ -65,7 +60,8 @@ class Training(_Strict):
 
 
 class Evaluation(_Strict):
-    holdout_fraction: float = Field(default=0.2, gt=0, lt=1)
+    """The score-by-label histogram of the held-out customers: `bins` on the log-odds, for each label."""
+
     bins: int = Field(default=16, ge=4, le=256)
 
 

@@ -62,10 +62,11 @@ class Pong(_Message):
 
 
 class Cost(_Message):
-    """What one release cost: the event, and the branch's total after it (see privacy.accounting)."""
+    """What one release cost: the event, whose it was, and the branch's total after it (see privacy.door)."""
 
     type: Literal["cost"] = "cost"
     event: dict[str, Any]
+    population: Literal["training", "holdout", "all"]
     epsilon_spent: float
     epsilon_budget: float
     delta: float
@@ -97,7 +98,7 @@ class LedgerHead(_Message):
 
 
 class JobOpened(_Message):
-    """The branch takes part. `planned` is the whole job's reserved event; epsilon is the job's own."""
+    """The branch takes part. `planned` is the job's reserved event by population; epsilon is the larger one."""
 
     type: Literal["job-opened"] = "job-opened"
     job_id: JobId

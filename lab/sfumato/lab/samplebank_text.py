@@ -126,7 +126,6 @@ learning_rate = 0.01
 optimizer = "adam"
 
 [evaluation]
-holdout_fraction = 0.2
 bins = 32
 
 [federation]

@@ -305,7 +305,7 @@ class JobRun:
             )
 
     def _summary(self, metrics: score_histogram.ScoreMetrics, seconds: float) -> dict[str, Any]:
-        customers = metrics.customers.value / self._job.evaluation.holdout_fraction
+        customers = metrics.customers.value / self._contract.holdout_fraction
         return {
             "job": self._job.name,
             "job_id": self._signed.job_id,
