@@ -19,7 +19,7 @@ from sfumato.client.vault.listener import READY, peer_uid
 from sfumato.client.vault.store import Store
 from sfumato.common import codec
 from sfumato.common.codec import FrameError
-from sfumato.common.errors import Insecure, SfumatoError
+from sfumato.common.errors import BadInput, Insecure, SfumatoError
 
 log = logging.getLogger("sfumato.vault")
 PR_SET_DUMPABLE, PR_SET_PDEATHSIG = 4, 1
@@ -70,6 +70,11 @@ def open_vault(home: BranchHome, passphrase: str) -> Vault:
     ledger = home.open_ledger(keyring)
     ledger.verify()
     contract = home.contract()
+    if contract.hash != ledger.genesis["contract"]:
+        raise BadInput(
+            f"{home.vault / 'contract.toml'}: is not the contract that this branch's ledger began with",
+            hint="Put the old one back, or set up a new branch: another contract would mix up who is held out.",
+        )
     return Vault(
         branch=home.name,
         contract=contract,
