@@ -66,7 +66,7 @@ def run(out: Path, *, customers_per_branch: int, keep: bool, console: Console) -
     summary = {**result, "seconds": time.monotonic() - started, "job_seconds": result["seconds"]}
     summary["ledger_verified"] = verified
     write_whole(out / "summary.json", json.dumps(summary, indent=1).encode())
-    write_report(out / "report.html", summary, histogram, contract=whole.contract, ledger_verified=verified)
+    write_report(out / "report.html", result, histogram, contract=whole.contract, ledger_verified=verified)
     _print(summary, out, console)
     if not verified:
         raise LedgerBroken("a ledger does not verify; see above")
