@@ -8,6 +8,7 @@ inherits an environment as it is: all of it passes through `quiet_environment`.
 import contextlib
 import os
 import re
+import secrets
 import signal
 import socket
 import subprocess
@@ -136,12 +137,21 @@ def wait_for_port(
 
 
 def free_ports(count: int) -> list[int]:
-    """Loopback TCP ports that were free a moment ago, all different."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for s in sockets:
-            s.bind(("127.0.0.1", 0))
-        return [int(s.getsockname()[1]) for s in sockets]
-    finally:
-        for s in sockets:
-            s.close()
+    """Loopback TCP ports that were free a moment ago, all different.
+
+    Below the range from which systems take the ports of outgoing connections (RFC 6335; Linux from 32768):
+    one of those may be taken by any connection at any time before the port is used, or used again.
+    """
+    found: list[int] = []
+    while len(found) < count:
+        port = 15000 + secrets.randbelow(17000)
+        with socket.socket() as probe:
+            # As servers do: a port that only lingers from an earlier connection is free.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        if port not in found:
+            found.append(port)
+    return found

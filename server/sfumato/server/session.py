@@ -33,7 +33,8 @@ log = logging.getLogger("sfumato.session")
 SESSION_HOURS = 12.0
 UNREACHABLE = b"unreachable"  # a courier's reply to an invitation: it could not dial
 REPLY_POLL = 0.3
-INVITE_AGAIN = 30.0
+INVITE_PAUSE = 3.0  # between a reply that came to nothing and the next try, while the session opens
+INVITE_AGAIN = 30.0  # for an invitation that was never replied to
 
 
 @contextmanager
@@ -71,6 +72,7 @@ class SessionExchange:
         self._keys: dict[int, bytes] = {}
         self._invited: dict[str, int] = {}  # message id to node, until the node replies to it
         self._awaited: dict[int, float] = {}  # invited nodes that have not joined yet, and since when
+        self._invited_at: dict[int, float] = {}
         self._by_message: set[int] = set()
         self._number = 0
         self._polled = 0.0
@@ -153,10 +155,11 @@ class SessionExchange:
         if time.monotonic() - self._polled >= REPLY_POLL:
             self._polled = time.monotonic()
             found = {n.node_id: n.public_key for n in self._grid.get_nodes()}
-            new = set(found) - set(self._keys)
             self._keys.update(found)
-            self._invite(new)
             self._read_replies()
+            settled = {*port.joined(), *self._by_message, *self._awaited}
+            recent = {n for n, t in self._invited_at.items() if time.monotonic() - t < INVITE_PAUSE}
+            self._invite(set(found) - settled - recent)
         return tuple(sorted({*port.joined(), *self._by_message}))
 
     def _invite(self, nodes: set[int]) -> None:
@@ -164,7 +167,9 @@ class SessionExchange:
         ttl = SESSION_HOURS * 3600
         messages = {n: question(invitation, n, kind=OPEN_SESSION, ttl=ttl) for n in nodes}
         self._invited.update(push(self._grid, messages))
-        self._awaited.update(dict.fromkeys(nodes, time.monotonic()))
+        now = time.monotonic()
+        self._awaited.update(dict.fromkeys(nodes, now))
+        self._invited_at.update(dict.fromkeys(nodes, now))
 
     def _invite_again(self, nodes: set[int]) -> None:
         """A fresh invitation to each lost node, unless one is on its way to it."""
