@@ -60,11 +60,15 @@ class Small:
 
     def ended(self, run_id: int, *, timeout: float = BACK_SECONDS) -> tuple[RunState, dict[str, Any]]:
         """Wait until the run has ended; its state in Flower's list, and its result."""
+        return self.end_of(run_id, timeout=timeout), self.whole.result(run_id)
+
+    def end_of(self, run_id: int, *, timeout: float = BACK_SECONDS) -> RunState:
+        """Wait until the run has ended; its state, as `job list` has it."""
         deadline = time.monotonic() + timeout
         while not (state := self._listed(run_id)).finished:
             assert time.monotonic() < deadline, f"run {run_id} is still {state.status}"
             time.sleep(0.1)
-        return state, self.whole.result(run_id)
+        return state
 
     def events(self, run_id: int) -> list[Event]:
         """What the risk team's screen was told of a run that has ended."""
@@ -186,8 +190,8 @@ def make_small(
 
 @pytest.fixture(scope="session")
 def small(make_small: Callable[..., Small]) -> Small:
-    """One federation with room in its budgets, for all tests that leave it working."""
+    """One federation for all tests: each leaves it working, with room in its budgets for the others."""
     started = time.monotonic()
-    made = make_small(budget_epsilon=20.0)
+    made = make_small(budget_epsilon=2.5)
     print(f"federation of three up in {time.monotonic() - started:.1f} s")
     return made
