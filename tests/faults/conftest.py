@@ -105,7 +105,7 @@ class Small:
     def assert_nothing_uncharged(self, result: dict[str, Any] | None = None) -> None:
         """Every stored answer has its charge, of the same event, before it; every chain and kept head verifies.
 
-        With the result of a run: no more weights came in than that branch was charged for.
+        With the result of a run: the coordinator got no more weights of a branch than it was charged for.
         """
         heads = {b["name"]: b["ledger_head"] for b in (result or {}).get("per_branch", ())}
         for name, home in self.whole.branches.items():

@@ -83,7 +83,8 @@ def coordinator_start(home: Home) -> None:
                 f"Coordinator is ready on {loaded.local_address} ({len(loaded.branches())} branches)."
             )
             while True:
-                running.require_alive()
+                for process in running.tend():
+                    console.print(f"The {process} had ended and was started again.")
                 time.sleep(0.5)
     except KeyboardInterrupt:
         console.print("Coordinator stopped.")

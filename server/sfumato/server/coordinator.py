@@ -2,6 +2,7 @@
 
 import logging
 import subprocess
+import time
 from types import TracebackType
 from typing import Self
 
@@ -13,6 +14,9 @@ from sfumato.server.home import CoordinatorHome
 from sfumato.server.run_files import end_interrupted
 
 log = logging.getLogger("sfumato.coordinator")
+
+MOST_RESTARTS = 5
+RESTARTS_WITHIN = 60.0  # seconds
 
 
 class Coordinator:
@@ -26,6 +30,7 @@ class Coordinator:
         self._start_executor = start_executor
         self._superlink: subprocess.Popen[bytes] | None = None
         self._executor: subprocess.Popen[bytes] | None = None
+        self._restarts: list[float] = []
 
     def __enter__(self) -> Self:
         try:
@@ -48,8 +53,14 @@ class Coordinator:
 
     def tend(self) -> list[str]:
         """Start again what has ended, and say what. A run goes on over a restart of the SuperLink; one whose
-        executor died is stopped."""
-        restarted = []
+        executor died is stopped. Raises Unavailable for what does not stay up."""
+        restarted: list[str] = []
+        if all(p is None or p.poll() is None for p in (self._superlink, self._executor)):
+            return restarted
+        now = time.monotonic()
+        self._restarts = [t for t in self._restarts if now - t < RESTARTS_WITHIN] + [now]
+        if len(self._restarts) > MOST_RESTARTS:
+            self.require_alive()
         if self._superlink is not None and self._superlink.poll() is not None:
             self._superlink = self._start_superlink()
             restarted.append("SuperLink")

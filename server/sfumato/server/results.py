@@ -58,7 +58,7 @@ def run_job(
     except BaseException as e:
         reason = e.message if isinstance(e, SfumatoError) else f"internal: {type(e).__name__}"
         state = {**job, "reason": reason, "refused": run.refused, "open_at": run.open_at}
-        store_state(out_dir, {"state": "failed", **state})
+        store_state(out_dir, {"state": "failed", **state, "per_branch": run.per_branch()})
         report({"event": "failed", **state})
         raise
     finally:

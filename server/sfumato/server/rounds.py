@@ -1,6 +1,6 @@
 """A job's rounds: open, train, evaluate, close; who answered, who refused, who dropped. No I/O of its own.
 
-FedAvg (McMahan et al. 2017) with public weights: a branch's size is private, so it weighs what the job says.
+FedAvg (McMahan et al. 2017) with public weights: what the job declares, else the branches' noisy, charged sizes.
 A branch that drops is left out of that round and asked again in the next; below `min_branches` the job ends
 with a reason. Whatever happens, open branches are told to close, so that no reservation is left standing.
 """
@@ -27,6 +27,7 @@ from sfumato.server.exchange import Exchange
 Weights = npt.NDArray[np.float32]
 Report = Callable[[dict[str, Any]], None]
 GIVE_BACK_SECONDS = 30.0
+AWAY = RefusalCode.VAULT_UNREACHABLE
 
 
 class JobFailed(SfumatoError):
@@ -41,6 +42,7 @@ class BranchRecord:
 
     name: str
     node_id: int
+    customers: int = 0  # trained on; noisy, charged
     epsilon: float = 0.0
     noise_multiplier: float = 0.0
     epsilon_spent: float = 0.0
@@ -55,6 +57,7 @@ class BranchRecord:
         head = self.heads[-1].model_dump(mode="json") if self.heads else None
         return {
             "name": self.name,
+            "customers": self.customers,
             "epsilon": self.epsilon,
             "noise_multiplier": self.noise_multiplier,
             "epsilon_spent": self.epsilon_spent,
@@ -122,6 +125,7 @@ class JobRun:
         started = time.monotonic()
         try:
             self._open()
+            self._count()
             weights = self._train()
             histogram, scales = self._evaluate(weights)
         finally:
@@ -131,6 +135,10 @@ class JobRun:
         summary = self._summary(metrics, time.monotonic() - started) | {"noise_scales": scales}
         return JobOutcome(weights, histogram, metrics, summary)
 
+    def per_branch(self) -> list[dict[str, Any]]:
+        """What is known of each branch that opened the job, with the last head of its ledger; by name."""
+        return sorted((b.as_dict() for b in self._branches.values()), key=lambda b: str(b["name"]))
+
     # --- steps -------------------------------------------------------------------------------------------
 
     def _open(self) -> None:
@@ -139,7 +147,9 @@ class JobRun:
         self._report({"event": "joined", "branches": len(nodes)})
         self._give_back(nodes)
         question = messages.OpenJob(signed_job=self._signed)
-        for node, (message, _) in self._ask(nodes, question, None).items():
+        self.open_at = sorted(self._name(n) for n in nodes)
+        answers = self._ask(nodes, question, None)
+        for node, (message, _) in answers.items():
             if isinstance(message, messages.JobOpened):
                 self._branches[node] = BranchRecord(
                     name=message.branch,
@@ -149,7 +159,9 @@ class JobRun:
                     heads=[message.ledger],
                 )
                 self._report({"event": "opened", "branch": message.branch, "epsilon": message.epsilon})
-        self.open_at = sorted(b.name for b in self._branches.values())
+        # Who gave no answer, or lost its vault over it, may have opened the job all the same.
+        clear = {n for n, (m, _) in answers.items() if isinstance(m, messages.Refused) and m.code is not AWAY}
+        self.open_at = sorted(self._name(n) for n in nodes if n not in clear)
         self._require(len(self._branches), "opened the job")
 
     def _give_back(self, nodes: Iterable[int]) -> None:
@@ -160,6 +172,12 @@ class JobRun:
             gathered = self._exchange.ask(dict.fromkeys(nodes, frame), timeout=timeout)
             self.given_back[job_id] = {self._name(n) for n, raw in gathered.answers.items() if _settled(raw)}
 
+    def _count(self) -> None:
+        """Noisy sizes: what FedAvg weighs by, where the job declares no weights of its own."""
+        question = messages.Count(job_id=self._signed.job_id)
+        for node, vector in self._released(question, None, "size", 0).items():
+            self._branches[node].customers = max(1, int(vector[0]))
+
     def _train(self) -> Weights:
         job = self._job
         net = churn_net.build(self._contract, job.model, job.training.seed)
@@ -168,7 +186,8 @@ class JobRun:
             question = messages.Train(job_id=self._signed.job_id, round=round_)
             answers = self._released(question, weights, "weights", round_)
             update = [(self._branches[n].name, v) for n, v in answers.items()]
-            weights = federated_average(update, job.federation.weights)
+            sizes = {b.name: float(b.customers) for b in self._branches.values() if b.customers}
+            weights = federated_average(update, job.federation.weights or sizes)
             self._report(
                 {
                     "event": "round",
@@ -203,16 +222,17 @@ class JobRun:
                 record.epsilon_spent = message.epsilon_spent
                 record.epsilon_remaining = message.epsilon_remaining
                 record.heads.append(message.ledger)
-                self.open_at.remove(record.name)
+                self.open_at = [name for name in self.open_at if name != record.name]
 
     # --- asking ------------------------------------------------------------------------------------------
 
     def _released(
-        self, question: messages.Question, weights: Weights, what: str, round_: int
+        self, question: messages.Question, weights: Weights | None, what: str, round_: int
     ) -> dict[int, codec.Vector]:
         """Vectors of every branch that released, checked for kind and length."""
         vectors: dict[int, codec.Vector] = {}
-        expected = weights.size if what == "weights" else 2 * self._job.evaluation.bins
+        lengths = {"size": 1, "score-histogram": 2 * self._job.evaluation.bins}
+        expected = lengths[what] if weights is None or what in lengths else weights.size
         dtype = np.float32 if what == "weights" else np.int64
         for node, (message, vector) in self._ask(tuple(self._branches), question, weights).items():
             record = self._branches[node]
@@ -305,7 +325,7 @@ class JobRun:
             )
 
     def _summary(self, metrics: score_histogram.ScoreMetrics, seconds: float) -> dict[str, Any]:
-        customers = metrics.customers.value / self._contract.holdout_fraction
+        customers = sum(b.customers for b in self._branches.values()) / (1 - self._contract.holdout_fraction)
         return {
             "job": self._job.name,
             "job_id": self._signed.job_id,
@@ -320,9 +340,7 @@ class JobRun:
             "customers": max(0, round(customers)),
             "rounds": self._job.training.rounds,
             "seconds": seconds,
-            "per_branch": sorted(
-                (b.as_dict() for b in self._branches.values()), key=lambda b: str(b["name"])
-            ),
+            "per_branch": self.per_branch(),
             "refused": self.refused,
         }
 
@@ -338,9 +356,10 @@ def _settled(raw: bytes) -> bool:
 
 
 def federated_average(updates: list[tuple[str, codec.Vector]], weights: Mapping[str, float]) -> Weights:
-    """Weighted mean of float32 vectors; a branch without a declared weight weighs 1. Raises ValueError if none."""
+    """Weighted mean of float32 vectors; a branch without a weight weighs their mean. Raises ValueError if none."""
     if not updates:
         raise ValueError("no update to average")
-    share = np.array([weights.get(name, 1.0) for name, _ in updates])
+    usual = float(np.mean(list(weights.values()))) if weights else 1.0
+    share = np.array([weights.get(name, usual) for name, _ in updates])
     stacked = np.stack([vector.astype(np.float64) for _, vector in updates])
     return np.asarray(share @ stacked / share.sum(), dtype=np.float32)
