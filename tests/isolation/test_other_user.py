@@ -4,6 +4,7 @@ Hostile code is then run by force with all that the courier has, and gets nothin
 """
 
 import base64
+import csv
 import json
 import os
 import pwd
@@ -359,6 +360,30 @@ def test_a_link_in_place_of_the_log_gives_no_file_away(running: Running, pids_of
     assert "courier.log: is not a log" in (running.home.path / "start.log").read_text()
     assert (treasure.read_text(), treasure.stat().st_uid) == ("root's", 0)
     (running.home.courier / "courier.log").unlink()
+
+
+def test_what_root_writes_in_the_vault_stays_the_vaults(running: Running, bank: SampleBank) -> None:
+    """The branch is down by now. Its operator is root: commands that write there hand their files back."""
+    passphrase = str(running.home.path / "passphrase")
+    home = str(running.home.path)
+    with (bank.branches["branch-1"] / "customers.csv").open() as file:
+        customer = next(csv.DictReader(file))
+    field = ("--table", "customers", "--column", "full_name", "--customer-id", customer["customer_id"])
+    shown = cli("reveal", home, *field, "--reason", "test", "--passphrase-file", passphrase)
+    assert customer["full_name"] in shown
+    surveys = str(bank.branches["branch-1"] / "surveys.csv")
+    cli("ingest", home, surveys, "--table", "surveys", "--mode", "replace", "--passphrase-file", passphrase)
+    cli("rotate-key", home, "--passphrase-file", passphrase, "--new-passphrase-file", passphrase)
+    running.home.check_private(running.users.vault.pw_uid)
+    for path in running.home.vault.rglob("*"):
+        assert path.stat().st_uid == running.users.vault.pw_uid, path
+
+
+def cli(*arguments: str) -> str:
+    command = python("-m", "sfumato.common.cli", "branch", *arguments)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_a_python_that_others_cannot_run_is_said_to_be_one(running: Running, interpreter: str) -> None:

@@ -218,6 +218,19 @@ def test_a_file_of_another_user_stops_the_start(bank: SampleBank, tmp_path: Path
     branch.home.check_private()
 
 
+def test_a_protected_process_is_not_dumpable() -> None:
+    """What vault and launcher call first; PR_GET_DUMPABLE is 3. The effect is shown in `test_other_user`."""
+    program = """
+import ctypes
+from sfumato.client.hardening import protect_memory
+before = ctypes.CDLL(None).prctl(3, 0, 0, 0, 0)
+protect_memory()
+print(before, ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))
+"""
+    done = subprocess.run(python("-c", program), capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1", "0"]
+
+
 def test_a_socket_is_private_from_its_first_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Even under a loose umask, and before it is owned: looked at in the very call that follows `bind`."""
     seen = []

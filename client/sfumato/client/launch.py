@@ -19,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
+from sfumato.client.hardening import protect_memory
 from sfumato.client.home import BranchHome, require_user
 from sfumato.client.vault.listener import READY, bind
 from sfumato.common.errors import Insecure, Unavailable
@@ -76,6 +77,7 @@ class Launcher:
 
     def run(self) -> None:
         """Blocks until SIGINT or SIGTERM. Raises Insecure or Unavailable when the vault does not come up."""
+        protect_memory()  # the passphrase is in it, as long as the vault may have to be started again
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._on_signal)
         if self._home.user("vault") is not None and self._courier_uid in (0, _uid(self._home.user("vault"))):

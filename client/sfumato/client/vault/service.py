@@ -4,7 +4,6 @@ The launcher binds the socket (see `listener`) and hands it down, so that the va
 """
 
 import argparse
-import ctypes
 import logging
 import signal
 import socket
@@ -13,16 +12,16 @@ from pathlib import Path
 
 import torch
 
+from sfumato.client.hardening import end_with_launcher, protect_memory
 from sfumato.client.home import BranchHome
 from sfumato.client.vault.answer import Vault
 from sfumato.client.vault.listener import READY, peer_uid
 from sfumato.client.vault.store import Store
 from sfumato.common import codec
 from sfumato.common.codec import FrameError
-from sfumato.common.errors import BadInput, Insecure, SfumatoError
+from sfumato.common.errors import BadInput, SfumatoError
 
 log = logging.getLogger("sfumato.vault")
-PR_SET_DUMPABLE, PR_SET_PDEATHSIG = 4, 1
 IDLE_SECONDS = 3600
 
 
@@ -95,16 +94,6 @@ def approved_jobs(home: BranchHome) -> frozenset[str]:
         return frozenset()
 
 
-def harden() -> None:
-    """No core dumps, no tracing by equals, no life after the launcher."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if (
-        libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) != 0
-        or libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0) != 0
-    ):
-        raise Insecure("the vault could not protect its memory (prctl failed)")
-
-
 def main() -> None:
     """`python -m sfumato.client.vault.service`: started by `sfumato branch start`, passphrase on a socket pair."""
     parser = argparse.ArgumentParser(description="Run a branch's vault (use `sfumato branch start`).")
@@ -118,7 +107,8 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stdout)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
-        harden()  # before a secret is in memory
+        protect_memory()  # before a secret is in it
+        end_with_launcher()
         passphrase = b"".join(iter(lambda: control.recv(4096), b"")).decode()
         vault = open_vault(BranchHome(arguments.home), passphrase)
     except SfumatoError as e:
