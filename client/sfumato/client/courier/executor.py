@@ -39,19 +39,28 @@ TASK_TYPES = (TaskType.CLIENT_APP, TaskType.AGENT_APP)
 
 
 def run_tasks(runtime: Runtime, secret: bytes, app: ClientApp, stop: threading.Event) -> None:
-    """Serve tasks one at a time until `stop`. Outlives every task and every restart of the SuperNode."""
+    """Serve tasks until `stop`. Outlives every task and every restart of the SuperNode."""
     source = TaskSource(runtime, secret, tuple(str(t) for t in TASK_TYPES))
     approved = approved_hash()
     try:
         for task in source.tasks(stop, POLL):
-            try:
-                _run(runtime, task, app, approved)
-            except (httpx.HTTPError, RunEnded) as e:
-                log.warning("a task was lost (%s)", http_reason(e))
-            except Exception:
-                log.exception("a task failed")  # to the branch's own log; nothing of it leaves
+            # A thread each. The SuperNode hands out one message at a time, but when a run ends just as its
+            # message is on the way, it leaves a task behind whose content never comes, and which Flower's
+            # pull awaits for a long time: that must not keep the next run waiting.
+            threading.Thread(
+                target=_guarded, args=(runtime, task, app, approved), name=f"task-{task.run_id}", daemon=True
+            ).start()
     finally:
         source.close()
+
+
+def _guarded(runtime: Runtime, task: Task, app: ClientApp, approved: str) -> None:
+    try:
+        _run(runtime, task, app, approved)
+    except (httpx.HTTPError, RunEnded) as e:
+        log.warning("a task was lost (%s)", http_reason(e))
+    except Exception:
+        log.exception("a task failed")  # to the branch's own log; nothing of it leaves
 
 
 def _run(runtime: Runtime, task: Task, app: ClientApp, approved: str) -> None:
