@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,7 @@ def head(node: int, name: str | None = None) -> messages.LedgerHead:
     return messages.LedgerHead(size=1, head="0" * 64, signature=base64.b64encode(signature).decode())
 
 
-def honest(node: int, name: str | None = None) -> Answerer:
+def honest(node: int, name: str | None = None, sizes: Mapping[int, int] = MappingProxyType({})) -> Answerer:
     """A branch that answers everything, with weights all equal to its number."""
     branch = name or f"branch-{node}"
     cost = messages.Cost(event={}, population="training", epsilon_spent=0.5, epsilon_budget=2.0, delta=1e-5)
@@ -67,6 +68,16 @@ def honest(node: int, name: str | None = None) -> Answerer:
                     ledger=head(node, branch),
                 )
                 return codec.encode(closed)
+            case messages.Count():
+                released = messages.ReleasedAnswer(
+                    job_id=SIGNED.job_id,
+                    branch=branch,
+                    round=0,
+                    what="size",
+                    cost=cost,
+                    ledger=head(node, branch),
+                )
+                return codec.encode(released, np.array([sizes.get(node, 100)], dtype=np.int64))
             case messages.Train() | messages.Evaluate():
                 trains = isinstance(question, messages.Train)
                 body = (
@@ -128,7 +139,15 @@ def test_three_branches_are_averaged_and_evaluated() -> None:
     assert np.allclose(outcome.weights, 2.0)
     assert outcome.histogram.tolist() == (3 * np.arange(2 * JOB.evaluation.bins)).tolist()
     assert outcome.summary["branches"] == 3
-    assert [k for k, _ in exchange.asked] == ["open-job", "train", "train", "train", "evaluate", "close-job"]
+    assert [k for k, _ in exchange.asked] == [
+        "open-job",
+        "count",
+        "train",
+        "train",
+        "train",
+        "evaluate",
+        "close-job",
+    ]
     assert [e["round"] for e in events if e["event"] == "round"] == [1, 2, 3]
 
 
@@ -189,6 +208,13 @@ def test_an_answer_of_the_wrong_form_never_reaches_the_average(body: codec.Vecto
 def test_garbage_and_questions_as_answers_are_dropped() -> None:
     outcome, _, _ = run({1: honest(1), 2: honest(2), 3: lambda q: b"\x00" * 40})
     assert outcome.summary["branches"] == 2
+
+
+def test_branches_weigh_by_their_noisy_sizes() -> None:
+    sizes = {1: 300, 2: 100, 3: -5}
+    outcome, _, _ = run({n: honest(n, sizes=sizes) for n in (1, 2, 3)})
+    assert np.allclose(outcome.weights, (300 * 1 + 100 * 2 + 1 * 3) / 401)
+    assert outcome.summary["customers"] == round(401 / 0.8)
 
 
 def test_public_weights_weigh() -> None:

@@ -66,7 +66,8 @@ class Evaluation(_Strict):
 
 
 class Federation(_Strict):
-    """Who must take part, how rounds travel, and public FedAvg weights by branch name (equal if absent)."""
+    """Who must take part, how rounds travel, and public FedAvg weights by branch name
+    (if absent: the branches' noisy sizes, which the job pays for)."""
 
     travel: Literal["session", "messages"] = "session"
     min_branches: int = Field(default=2, ge=1, le=10000)

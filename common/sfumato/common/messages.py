@@ -35,6 +35,13 @@ class OpenJob(_Message):
     signed_job: SignedJob
 
 
+class Count(_Message):
+    """How many customers are trained on? Answer: Released with one int64, the noisy count. Once a job."""
+
+    type: Literal["count"] = "count"
+    job_id: JobId
+
+
 class Train(_Message):
     """One round of local DP training. Body: float32 global weights. Answer: Released with float32 weights."""
 
@@ -138,7 +145,7 @@ class Refused(_Message):
     remaining: float | None = None
 
 
-Question = Annotated[Ping | OpenJob | Train | Evaluate | CloseJob, Field(discriminator="type")]
+Question = Annotated[Ping | OpenJob | Count | Train | Evaluate | CloseJob, Field(discriminator="type")]
 Answer = Annotated[Pong | JobOpened | ReleasedAnswer | JobClosed | Refused, Field(discriminator="type")]
 QUESTION: TypeAdapter[Question] = TypeAdapter(Question)
 ANSWER: TypeAdapter[Answer] = TypeAdapter(Answer)

@@ -113,8 +113,8 @@ target_epsilon = 2.0  # for the whole job, evaluation included
 delta = 1e-5
 
 [model]
-hidden = [32]
-embedding_dim = 4
+hidden = [16]
+embedding_dim = 2
 bins = 16
 
 [training]
@@ -122,11 +122,11 @@ rounds = 10
 local_steps = 20
 sample_rate = 0.1
 max_grad_norm = 1.0
-learning_rate = 0.01
+learning_rate = 0.03
 optimizer = "adam"
 
 [evaluation]
-bins = 32
+bins = 16
 
 [federation]
 travel = "session"

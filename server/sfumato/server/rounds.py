@@ -178,6 +178,11 @@ class JobRun:
         for node, vector in self._released(question, None, "size", 0).items():
             self._branches[node].customers = max(1, int(vector[0]))
 
+    def _sizes(self) -> dict[str, float]:
+        """A branch that missed the count weighs as much as the others do on average."""
+        known = [b.customers for b in self._branches.values() if b.customers]
+        return {b.name: float(b.customers or np.mean(known)) for b in self._branches.values()}
+
     def _train(self) -> Weights:
         job = self._job
         net = churn_net.build(self._contract, job.model, job.training.seed)
@@ -186,8 +191,7 @@ class JobRun:
             question = messages.Train(job_id=self._signed.job_id, round=round_)
             answers = self._released(question, weights, "weights", round_)
             update = [(self._branches[n].name, v) for n, v in answers.items()]
-            sizes = {b.name: float(b.customers) for b in self._branches.values() if b.customers}
-            weights = federated_average(update, job.federation.weights or sizes)
+            weights = federated_average(update, job.federation.weights or self._sizes())
             self._report(
                 {
                     "event": "round",
@@ -252,9 +256,8 @@ class JobRun:
         for node, record in self._branches.items():
             if node not in vectors and what == "weights":
                 record.rounds_missed += 1
-        self._require(
-            len(vectors), f"answered round {round_}" if what == "weights" else "answered the evaluation"
-        )
+        step = {"size": "gave their size", "weights": f"answered round {round_}"}
+        self._require(len(vectors), step.get(what, "answered the evaluation"))
         return vectors
 
     def _ask(
@@ -356,10 +359,9 @@ def _settled(raw: bytes) -> bool:
 
 
 def federated_average(updates: list[tuple[str, codec.Vector]], weights: Mapping[str, float]) -> Weights:
-    """Weighted mean of float32 vectors; a branch without a weight weighs their mean. Raises ValueError if none."""
+    """Weighted mean of float32 vectors; a branch without a declared weight weighs 1. Raises ValueError if none."""
     if not updates:
         raise ValueError("no update to average")
-    usual = float(np.mean(list(weights.values()))) if weights else 1.0
-    share = np.array([weights.get(name, usual) for name, _ in updates])
+    share = np.array([weights.get(name, 1.0) for name, _ in updates])
     stacked = np.stack([vector.astype(np.float64) for _, vector in updates])
     return np.asarray(share @ stacked / share.sum(), dtype=np.float32)

@@ -27,7 +27,7 @@ from sfumato.common.job import Job, SignedJob
 from sfumato.common.learners import churn_net
 from sfumato.common.learners.encoding import Encoded, Encoder
 from sfumato.privacy import accounting, dpsgd
-from sfumato.privacy.door import Door, Population
+from sfumato.privacy.door import Door, Population, Released
 from sfumato.privacy.keys import Keyring
 from sfumato.privacy.ledger import Entry, Ledger
 from sfumato.privacy.mechanisms import DiscreteLaplaceHistogram, DpSgdTraining, OneCellCounts
@@ -93,6 +93,8 @@ class Vault:
                 return codec.encode(messages.Pong(branch=self.branch))
             case messages.OpenJob():
                 return self._recorded(question.signed_job, lambda: self._open(question.signed_job))
+            case messages.Count():
+                return self._count(question)
             case messages.Train():
                 return self._train(question, body, frame)
             case messages.Evaluate():
@@ -171,7 +173,7 @@ class Vault:
         net = churn_net.build(self._contract, job.model, job.training.seed)
         _load(net, body)
         customers = self._customers_for(job)
-        size = self._size(question.job_id, customers, plan)
+        size = max(1, int(self._size(question.job_id, customers, plan).vector[0]))
         rows = ~customers.holdout
         encoded, labels = customers.encoded.take(rows), customers.labels[rows]
 
@@ -226,11 +228,15 @@ class Vault:
             times=plan.times,
         ).frame
 
-    def _size(self, job_id: str, customers: Customers, plan: "Plan") -> int:
-        """The noisy number of training customers that scales the gradient mean: charged, once a job."""
+    def _count(self, question: messages.Count) -> bytes:
+        job, plan = self._opened(question.job_id)
+        return self._size(question.job_id, self._customers_for(job), plan).frame
+
+    def _size(self, job_id: str, customers: Customers, plan: "Plan") -> Released:
+        """The noisy number of training customers: charged once a job, it scales the mean and weighs FedAvg."""
         counts = OneCellCounts.of(np.zeros(int((~customers.holdout).sum()), dtype=np.int64), 1)
         mechanism = DiscreteLaplaceHistogram(counts, plan.size_scale, self._rng)
-        released = self.door.release(
+        return self.door.release(
             mechanism,
             job_id=job_id,
             round_=0,
@@ -239,7 +245,6 @@ class Vault:
             question=b"size",
             times=plan.times,
         )
-        return max(1, int(released.vector[0]))
 
     def _check_round(self, job_id: str, round_: int, rounds: int) -> None:
         """Never back, never beyond the plan. Skipping is allowed: a branch that was away may come back."""

@@ -1,0 +1,149 @@
+"""Simulation by Flower's engine: real vaults, no network; what it says of bad input; how it splits."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+import pytest
+
+from sfumato.client.ingest.load import open_source
+from sfumato.common.errors import BadInput
+from sfumato.lab.partition import REST, NumberedSource, split
+
+CONTRACT = """
+version = 1
+name = "toy"
+purpose = "A toy contract for the simulation's own tests."
+[[tables]]
+name = "customers"
+[[tables.columns]]
+name = "id"
+type = "string"
+role = "customer_id"
+[[tables.columns]]
+name = "city"
+type = "string"
+role = "branch"
+[[tables.columns]]
+name = "visits"
+type = "integer"
+role = "feature"
+bounds = [0, 100]
+[[tables.columns]]
+name = "left"
+type = "integer"
+role = "label"
+"""
+JOB = """
+[job]
+name = "toy"
+kind = "churn-net"
+purpose = "See that a simulation runs."
+contract = "toy"
+[privacy]
+target_epsilon = 2.0
+delta = 1e-5
+[training]
+rounds = 2
+local_steps = 5
+[federation]
+min_branches = 2
+"""
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> Path:
+    rows = 600
+    visits = [(i * 37) % 101 for i in range(rows)]
+    table = pa.table(
+        {
+            "id": [f"c{i:04d}" for i in range(rows)],
+            "city": [
+                "north" if i % 3 == 0 else "south" if i % 3 == 1 else f"village {i % 30}" for i in range(rows)
+            ],
+            "visits": visits,
+            "left": [int(v < 25) for v in visits],
+        }
+    )
+    pa.csv.write_csv(table, tmp_path / "toy.csv")
+    pa.parquet.write_table(table, tmp_path / "toy.parquet")
+    (tmp_path / "contract.toml").write_text(CONTRACT)
+    (tmp_path / "job.toml").write_text(JOB)
+    return tmp_path
+
+
+def sfumato(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
+    line = [sys.executable, "-m", "sfumato.common.cli", "simulate", *map(str, arguments)]
+    return subprocess.run(line, capture_output=True, text=True, timeout=240)
+
+
+def ask(toy: Path, data: str, *options: str | Path) -> "subprocess.CompletedProcess[str]":
+    return sfumato(toy / "job.toml", "--contract", toy / "contract.toml", "--data", toy / data, *options)
+
+
+@pytest.mark.slow
+def test_a_csv_by_column_and_a_parquet_by_number(toy: Path) -> None:
+    import json
+
+    out = toy / "out.json"
+    done = ask(toy, "toy.csv", "--branch-column", "city", "--min-branch-size", "100", "--json", out)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(out.read_text())
+    assert sorted(b["name"] for b in summary["per_branch"]) == ["north", REST, "south"]
+    assert 1.9 < summary["epsilon"] <= 2.0
+    assert 300 < summary["customers"] < 900
+    done = ask(toy, "toy.parquet", "--branches", "2")
+    assert done.returncode == 0 and "2 branches" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "fragment"),
+    [
+        (("--branch-column", "country"), "has no column 'country'"),
+        (("--branches", "1"), "makes 1 branches, the job needs at least 2"),
+        (("--row-number-as", "id"), "has a column 'id' already"),
+    ],
+)
+def test_bad_questions_are_answered(toy: Path, options: tuple[str, ...], fragment: str) -> None:
+    done = ask(toy, "toy.csv", *options)
+    assert done.returncode == 2
+    assert fragment in done.stderr
+
+
+def test_a_bad_row_is_named_by_its_own_number(toy: Path) -> None:
+    lines = (toy / "toy.csv").read_text().splitlines()
+    lines[300] = lines[300].rsplit(",", 2)[0] + ",1000,0"
+    (toy / "toy.csv").write_text("\n".join(lines) + "\n")
+    done = ask(toy, "toy.csv", "--branches", "2")
+    assert done.returncode == 2
+    assert "300" in done.stderr and "visits" in done.stderr and "1000" not in done.stderr
+
+
+def test_a_job_for_another_contract_is_refused(toy: Path) -> None:
+    (toy / "job.toml").write_text(JOB.replace('contract = "toy"', 'contract = "other"'))
+    done = ask(toy, "toy.csv")
+    assert done.returncode == 2 and "written for contract 'other'" in done.stderr
+
+
+def test_every_row_lands_in_one_branch(toy: Path) -> None:
+    for name in ("toy.csv", "toy.parquet"):
+        parts = split(open_source(toy / name), toy / "p" / name, column=None, branches=4, min_branch_size=1)
+        ids = [i for p in parts.values() for i in pa.parquet.read_table(p).column("id").to_pylist()]
+        assert sorted(ids) == [f"c{i:04d}" for i in range(600)]
+        assert len(parts) == 4 and min(pa.parquet.read_metadata(p).num_rows for p in parts.values()) > 100
+
+
+def test_row_numbers_become_a_column(toy: Path) -> None:
+    with NumberedSource(open_source(toy / "toy.csv"), "row").open() as reader:
+        assert reader.columns[-1] == "row"
+        assert [v for b in reader for v in b.table.column("row").to_pylist()][:2] == ["1", "2"]
+
+
+def test_one_value_is_no_split(toy: Path) -> None:
+    table = pa.parquet.read_table(toy / "toy.parquet").set_column(1, "city", pa.array(["here"] * 600))
+    pa.parquet.write_table(table, toy / "one.parquet")
+    with pytest.raises(BadInput, match="one value only"):
+        split(open_source(toy / "one.parquet"), toy / "p", column="city", branches=4, min_branch_size=1)
