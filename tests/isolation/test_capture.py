@@ -25,6 +25,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 import tomli_w
@@ -271,6 +272,8 @@ class Captured:
     files: Snapshots
     results: dict[str, dict]
     weights: bytes
+    leak: Recording
+    leaked: list[str]
 
     @property
     def network(self) -> list[bytes]:
@@ -297,6 +300,7 @@ def run_job(federation: Federation, job: Job) -> tuple[int, dict]:
 
 @pytest.fixture(scope="module")
 def captured(bank: SampleBank) -> Iterator[Captured]:
+    planted = [text for texts in planted_pii(bank.contract.parent).values() for text in texts]
     root = Path(tempfile.mkdtemp(prefix="sfumato-"))  # a unix socket's path must be short
     taps = Taps()
     with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
@@ -337,11 +341,31 @@ def captured(bank: SampleBank) -> Iterator[Captured]:
                 read_histogram(run_directory(home, run_id)),
                 contract=federation.contract,
             )
+            leak = leak_on_purpose(taps, home, *planted[:2])
         files.look()
-        planted = [text for texts in planted_pii(bank.contract.parent).values() for text in texts]
         yield Captured(
-            bank, Scanner(planted), superlink, session, vaults, files, results, model.astype("<f4").tobytes()
+            bank=bank,
+            scanner=Scanner(planted),
+            superlink=superlink,
+            session=session,
+            vaults=vaults,
+            files=files,
+            results=results,
+            weights=model.astype("<f4").tobytes(),
+            leak=leak,
+            leaked=planted[:2],
         )
+
+
+def leak_on_purpose(taps: Taps, home: CoordinatorHome, first: str, second: str) -> Recording:
+    """What a courier gone wrong would send: a string in a header in base64, another in a compressed body."""
+    port, recording = taps.tls(home, home.port, "http/1.1")
+    headers = {"x-note": base64.b64encode(b"a note: " + first.encode()).decode()}
+    trusted = ssl.create_default_context(cadata=home.ca.decode())
+    httpx.post(
+        f"https://127.0.0.1:{port}/", content=gzip.compress(second.encode()), headers=headers, verify=trusted
+    )
+    return recording
 
 
 # --- positive controls ---------------------------------------------------------------------------------------
@@ -390,15 +414,16 @@ def test_the_capture_holds_the_traffic(captured: Captured) -> None:
     questions = b"".join(captured.session.payloads("down"))
     answers = b"".join(captured.session.payloads("up"))
     assert captured.weights in questions, "the final model went out to be evaluated"
-    # three branches: two rounds, an evaluation, opening and closing
-    assert answers.count(MAGIC) >= 3 * 5
-    assert answers.count(b'"type":"released"') == 3 * 3
-    assert questions.count(b'"type":"train"') == 3 * 2
-    by_message = b"".join(captured.superlink.plain("up"))
-    assert by_message.count(b'"type":"released"') >= 3 * 2
     vault_answers = b"".join(captured.vaults.plain("down"))
-    assert vault_answers.count(b'"type":"released"') == 3 * 5
-    assert vault_answers.count(b"over-job-limit") == 3
+    by_message = b"".join(captured.superlink.plain("up"))
+    for what, rounds in (("weights", 2), ("score-histogram", 1)):  # of each of three branches
+        mark = f'"what":"{what}"'.encode()
+        assert answers.count(mark) == 3 * rounds
+        assert by_message.count(mark) >= 3
+        assert vault_answers.count(mark) == 3 * rounds + 3
+    assert answers.count(MAGIC) > 3 * 5
+    assert questions.count(b'"type":"train"') == 3 * 2
+    assert answers.count(b"over-job-limit") == vault_answers.count(b"over-job-limit") == 3
     names = {path.name for path, *_ in captured.files.versions}
     assert {"superlink.db", "courier.log", "result.json", "report.html", "model.safetensors"} <= names
     assert not any("vault" in path.parts for path, *_ in captured.files.versions)
@@ -409,6 +434,12 @@ def test_the_capture_holds_the_traffic(captured: Captured) -> None:
         f" {len(captured.files.versions)} file versions {sum(map(len, captured.files.versions.values())):,},"
         f" {len(captured.scanner.strings)} strings"
     )
+
+
+@pytest.mark.slow
+def test_a_leak_on_purpose_is_found(captured: Captured) -> None:
+    found = set().union(*(captured.scanner.find(stream) for stream in captured.leak.plain()))
+    assert {text for text, _ in found} >= set(captured.leaked)
 
 
 @pytest.mark.slow
