@@ -126,7 +126,7 @@ class Launcher:
 
     def _start_courier(self) -> "subprocess.Popen[bytes]":
         config = self._home.courier / "courier.toml"
-        command = python("-m", "sfumato.client.courier", "--config", str(config))
+        command = python("-m", "sfumato.client.courier", "--config", str(config), "--lifeline")
         return self._popen(command, "courier", self._home.courier / "courier.log", ())
 
     def _popen(
@@ -139,7 +139,7 @@ class Launcher:
                 command,
                 env=self._environment(),
                 cwd=self._directory(role),
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE if role == "courier" else subprocess.DEVNULL,  # its end tells a courier
                 stdout=descriptor,
                 stderr=subprocess.STDOUT,
                 pass_fds=handed_down,

@@ -13,7 +13,7 @@ from pathlib import Path
 from sfumato.client.courier_config import CourierConfig
 from sfumato.common.errors import SfumatoError
 from sfumato.common.private_files import private_directory
-from sfumato.common.processes import python, quiet_environment, start_child, stop_group
+from sfumato.common.processes import end_with_parent, python, quiet_environment, start_child, stop_group
 
 log = logging.getLogger("sfumato.courier")
 
@@ -75,7 +75,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a courier until SIGTERM or SIGINT. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="sfumato.client.courier", description="Run a branch's courier.")
     parser.add_argument("--config", type=Path, required=True, help="courier.toml")
+    parser.add_argument("--lifeline", action="store_true", help="end when standard input ends")
     options = parser.parse_args(argv)
+    if options.lifeline:
+        end_with_parent()
     try:
         config = CourierConfig.load(options.config)
         secret = config.superexec_secret
