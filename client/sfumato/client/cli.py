@@ -279,7 +279,8 @@ def rotate_key(
     branch = BranchHome(home)
     keyring = branch.open_keyring(_passphrase(passphrase_file))
     record = branch.open_ledger(keyring)
-    console.print("The new passphrase:")
+    if new_passphrase_file is None:
+        console.print("The new passphrase:")
     keyring.rotate(PassphraseKeyProvider(_passphrase(new_passphrase_file, confirm=True)))
     branch.restore_owner()
     record.append("rotate-key", {"keys": len(keyring.names())})

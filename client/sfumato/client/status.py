@@ -71,7 +71,7 @@ def describe_entry(entry: Entry) -> str:
         case "charge":
             return f"{body['what']}, round {body['round']}"
         case "refuse":
-            return f"{body['code']}: {REFUSAL_TEXT[RefusalCode(body['code'])]}"
+            return f"{body['code']}: {REFUSAL_TEXT[RefusalCode(body['code'])]} (job hash {body['job_hash']})"
         case "close":
             return f"{body['releases']} releases, epsilon {body['epsilon']:.4f} (PLD)"
         case "ingest":

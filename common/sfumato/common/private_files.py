@@ -81,6 +81,7 @@ def _write_beside(path: Path, data: bytes, mode: int) -> Path:
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
         with os.fdopen(descriptor, "wb") as out:
+            os.fchmod(descriptor, mode)  # whatever the umask takes away: a public file must be readable
             out.write(data)
             out.flush()
             os.fsync(out.fileno())

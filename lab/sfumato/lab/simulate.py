@@ -74,6 +74,11 @@ def simulate(
     """
     contract = load_contract(contract_file)
     job = load_job(job_file)
+    if len(contract.tables) > 1:
+        raise BadInput(
+            f"{contract_file}: declares {len(contract.tables)} tables, and a simulation takes one file",
+            hint="Simulate with a contract of the customers table alone, its features in columns.",
+        )
     if branches < 1:
         raise BadInput("--branches must be at least 1")
     source: Source = open_source(data)

@@ -5,10 +5,12 @@ The launcher binds the socket (see `listener`) and hands it down, so that the va
 
 import argparse
 import logging
+import os
 import signal
 import socket
 import sys
 from pathlib import Path
+from types import FrameType
 
 import torch
 
@@ -94,6 +96,12 @@ def approved_jobs(home: BranchHome) -> frozenset[str]:
         return frozenset()
 
 
+def _leave(number: int, frame: FrameType | None) -> None:
+    """At once: what must last is in a transaction, and an exception here would land in the middle of one."""
+    logging.shutdown()
+    os._exit(0)
+
+
 def main() -> None:
     """`python -m sfumato.client.vault.service`: started by `sfumato branch start`, passphrase on a socket pair."""
     parser = argparse.ArgumentParser(description="Run a branch's vault (use `sfumato branch start`).")
@@ -105,7 +113,7 @@ def main() -> None:
     torch.set_num_threads(1)
     control = socket.socket(fileno=arguments.control_fd)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stdout)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    signal.signal(signal.SIGTERM, _leave)
     try:
         protect_memory()  # before a secret is in it
         end_with_launcher()
