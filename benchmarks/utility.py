@@ -64,7 +64,7 @@ def measure(case: Case, runs: int) -> dict[str, object]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--runs", type=int, default=3, help="runs a data set; the median is shown (default 3)"
+        "--runs", type=int, default=1, help="runs a data set; the median is shown (default 1)"
     )
     parser.add_argument("--only", nargs="*", help="names of data sets")
     options = parser.parse_args()
