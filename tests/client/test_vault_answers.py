@@ -401,3 +401,13 @@ def test_where_an_operator_must_approve_only_that_very_job_gets_in(branch: Branc
     finally:
         policy.write_text(before)
         branch.restart()
+
+
+def test_refusals_fill_a_ledger_only_so_far(branch: Branch, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = len(Ledger.read(branch.home.ledger).entries("refuse"))
+    monkeypatch.setattr("sfumato.client.vault.answer.MOST_REFUSALS_A_DAY", known + 3)
+    stranger = Ed25519PrivateKey.generate()
+    for _ in range(6):
+        answer = branch.ask(messages.OpenJob(signed_job=branch.signed(key=stranger)))
+        assert code(answer) is RefusalCode.BAD_SIGNATURE
+    assert len(Ledger.read(branch.home.ledger).entries("refuse")) == known + 3

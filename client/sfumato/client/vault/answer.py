@@ -7,7 +7,7 @@ stays in the vault's own log.
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,7 @@ from sfumato.privacy.mechanisms import DiscreteLaplaceHistogram, DpSgdTraining, 
 from sfumato.privacy.noise import SecureRandom
 
 log = logging.getLogger("sfumato.vault")
+MOST_REFUSALS_A_DAY = 1000
 
 
 @dataclass(frozen=True, repr=False)
@@ -103,19 +104,23 @@ class Vault:
                 return self._close(question.job_id)
 
     def _recorded(self, signed: SignedJob, act: Callable[[], bytes]) -> bytes:
-        """A job that is turned away stands in the ledger with its reason, for the compliance officer."""
+        """A job that is turned away stands in the ledger with its reason, for the compliance officer.
+
+        Anybody who reaches the vault can have a job turned away, so a day's worth of refusals is bounded; the
+        vault's log has the rest.
+        """
         try:
             return act()
         except Refusal as refusal:
-            self._ledger.append(
-                "refuse",
-                {
-                    "code": refusal.code.value,
-                    "job_hash": signed.job_hash,
-                    "epsilon": signed.job.privacy.target_epsilon,
-                },
-                job_id=signed.job_id,
-            )
+            body = {
+                "code": refusal.code.value,
+                "job_hash": signed.job_hash,
+                "epsilon": signed.job.privacy.target_epsilon,
+            }
+            with self._ledger.exclusive() as transaction:
+                since = self._now() - timedelta(days=1)
+                if sum(e.time > since for e in transaction.entries("refuse")) < MOST_REFUSALS_A_DAY:
+                    transaction.append("refuse", body, job_id=signed.job_id)
             raise
 
     def _refuse(self, refusal: Refusal) -> bytes:
