@@ -13,7 +13,14 @@ import pytest
 
 from sfumato.common.errors import BadInput, Insecure, Unavailable
 from sfumato.common.private_files import private_directory, read_private, replace, require_private, write_new
-from sfumato.common.processes import free_ports, python, start_child, stop_group, wait_for_port
+from sfumato.common.processes import (
+    free_ports,
+    python,
+    short_socket_path,
+    start_child,
+    stop_group,
+    wait_for_port,
+)
 
 PARENT = """
 import os, sys, threading, time
@@ -156,3 +163,15 @@ def _gone(pid: int) -> None:
     while Path(f"/proc/{pid}").exists() and "Z (zombie)" not in Path(f"/proc/{pid}/status").read_text():
         assert time.monotonic() < deadline, "an orphan"
         time.sleep(0.02)
+
+
+def test_a_unix_socket_may_lie_deeper_than_its_name_is_long(tmp_path: Path) -> None:
+    deep = tmp_path.joinpath(*["directory-of-thirty-characters"] * 5)
+    deep.mkdir(parents=True)
+    with socket.socket(socket.AF_UNIX) as server, socket.socket(socket.AF_UNIX) as client:
+        with short_socket_path(deep / "s.sock") as path:
+            server.bind(path)
+        server.listen(1)
+        with short_socket_path(deep / "s.sock") as path:
+            client.connect(path)
+        assert (deep / "s.sock").is_socket()

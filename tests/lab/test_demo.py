@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 pytestmark = pytest.mark.slow
-COMMAND = [sys.executable, "-m", "sfumato.common.cli", "demo", "--customers-per-branch", "300"]
+COMMAND = [sys.executable, "-m", "sfumato.common.cli", "demo", "--customers-per-branch", "500"]
 
 
 def processes_of(path: Path) -> list[str]:
@@ -38,7 +38,7 @@ def test_twice_in_a_row(tmp_path: Path) -> None:
         assert summary["branches"] == 4 and summary["rounds"] > 0 and summary["seconds"] > 0
         assert 0 < summary["auc_low"] <= summary["auc"] <= summary["auc_high"] <= 1
         assert 1.9 < summary["epsilon"] <= 2.0 and summary["delta"] == 1e-5
-        assert 600 < summary["customers"] < 1800
+        assert 1400 < summary["customers"] < 2600
         assert "Ledgers verified: yes" in done.stdout and "Never sent" in done.stdout
         assert "<svg" in (out / "report.html").read_text()
         assert not (out / "federation").exists()

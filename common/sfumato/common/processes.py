@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from sfumato.common.errors import Unavailable
@@ -134,6 +134,16 @@ def wait_for_port(
             if time.monotonic() > deadline:
                 raise Unavailable(f"nothing listens on {host}:{port} after {timeout:.0f} s") from None
         time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def short_socket_path(path: Path) -> Iterator[str]:
+    """Another name of a unix socket's path, while the block lasts: the kernel takes 107 bytes, homes may be deep."""
+    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{directory}/{path.name}"
+    finally:
+        os.close(directory)
 
 
 def free_ports(count: int) -> list[int]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from sfumato.common.codec import PREFIX, FrameError, encode, frame_length
 from sfumato.common.errors import RefusalCode
 from sfumato.common.messages import Refused
+from sfumato.common.processes import short_socket_path
 
 CONNECT_SECONDS = 2.0
 
@@ -33,7 +34,8 @@ class VaultLink:
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as link:
                 link.settimeout(min(CONNECT_SECONDS, self._timeout))
-                link.connect(str(self._path))
+                with short_socket_path(self._path) as path:
+                    link.connect(path)
                 link.settimeout(self._timeout)
                 link.sendall(frame)
                 prefix = _receive(link, PREFIX.size, deadline)

@@ -9,6 +9,8 @@ import socket
 import struct
 from pathlib import Path
 
+from sfumato.common.processes import short_socket_path
+
 READY = b"ready\n"
 
 
@@ -18,7 +20,8 @@ def bind(path: Path, owner: int | None = None) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     old = os.umask(0o177)
     try:
-        listener.bind(str(path))
+        with short_socket_path(path) as short:
+            listener.bind(short)
     finally:
         os.umask(old)
     if owner is not None:

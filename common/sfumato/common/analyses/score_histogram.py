@@ -27,6 +27,7 @@ CURVATURE_SD, ROUGHNESS, LOOSENESS = 3.0, 4.0, 5.0
 # The prior shrinks, and a posterior quantile does not count that: in simulations over unlike populations the
 # plain 95% intervals held the population's AUC in 80-92% of draws, these in 92% or more (see the tests).
 WIDEN = 1.4
+DROWNED = 3.5  # standard deviations
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -111,7 +112,21 @@ def read(
     drawn = _metrics(negative, positive, cutoff)
     tail = (1 - level) / 2
     intervals = {name: _interval(values, tail, _TOP.get(name, 1.0)) for name, values in drawn.items()}
+    if _drowned(total, scales):
+        for name in set(intervals) - {"base_rate", "customers"}:
+            intervals[name] = Interval(intervals[name].value, 0.0, _TOP.get(name, 1.0))
     return ScoreMetrics(**intervals, cutoff=LOW + cutoff * (HIGH - LOW) / (total.size // 2), level=level)
+
+
+def _drowned(total: Ints, scales: Sequence[float]) -> bool:
+    """Is a label's total not clearly above its noise? Then the fit's shape is the noise's, and says nothing.
+
+    Where the total of the leavers is 1 to 2 standard deviations of its noise, intervals held the truth in 43 to
+    88 % of simulated cases; from 3.5 on in 97 % or more. So below that they are the whole range.
+    """
+    halves = _halves(total)
+    deviation = np.sqrt(halves.shape[1] * sum(map(discrete_laplace_variance, scales)))
+    return bool((halves.sum(axis=1) < DROWNED * deviation).any())
 
 
 def _draws(total: Ints, scales: Sequence[float], seed: int, draws: int) -> list[Floats]:
