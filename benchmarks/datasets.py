@@ -41,7 +41,7 @@ DATASETS = (
     Dataset("telco_ibm", "telco.parquet", floor=0.82),
     Dataset("credit_default_tw", "credit_default_tw.parquet", floor=0.72),
     Dataset("churn_modelling", "churn_modelling.parquet", "Geography"),
-    Dataset("bank_branch_churn", "bank_branch_churn.parquet", "city", 100),
+    Dataset("bank_branch_churn", "bank_branch_churn.parquet", "city", 500),
     Dataset("cell2cell", "cell2cell.parquet", "Region", 500),
 )
 

@@ -9,51 +9,35 @@ import json
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 
+from datasets import Dataset, chosen
 from rich.console import Console
 from rich.table import Table
 
-ROOT = Path(__file__).resolve().parent.parent
-DATA = ROOT.parent / "shared" / "data"
+
+def split(dataset: Dataset) -> list[str]:
+    """The options that make its branches: four at random, or the natural ones."""
+    if dataset.branch_column is None:
+        return ["--branches", "4"]
+    return ["--branch-column", dataset.branch_column, "--min-branch-size", str(dataset.min_branch_size)]
 
 
-@dataclass(frozen=True)
-class Case:
-    name: str
-    file: str
-    split: tuple[str, ...]
-    floor: float | None = None
-
-
-FOUR = ("--branches", "4")
-CASES = (
-    Case("bank_churners", "bank_churners/bank_churners.parquet", FOUR, 0.87),
-    Case("telco_ibm", "telco_ibm/telco.parquet", FOUR, 0.82),
-    Case("credit_default_tw", "credit_default_tw/credit_default_tw.parquet", FOUR, 0.72),
-    Case("churn_modelling", "churn_modelling/churn_modelling.parquet", ("--branch-column", "Geography")),
-    Case(
-        "bank_branch_churn",
-        "bank_branch_churn/bank_branch_churn.parquet",
-        ("--branch-column", "city", "--min-branch-size", "500"),
-    ),
-    Case(
-        "cell2cell", "cell2cell/cell2cell.parquet", ("--branch-column", "Region", "--min-branch-size", "500")
-    ),
-)
-
-
-def measure(case: Case, runs: int) -> dict[str, object]:
+def measure(dataset: Dataset, runs: int) -> dict[str, object]:
     """The median run by AUC of `runs` runs, with all their AUCs; the ceiling is measured once."""
-    folder = ROOT / "examples" / case.name
     results = []
     for run in range(runs):
         with tempfile.TemporaryDirectory() as directory:
             out = Path(directory) / "out.json"
-            command = [sys.executable, "-m", "sfumato.common.cli", "simulate", str(folder / "job.toml")]
-            command += ["--contract", str(folder / "contract.toml"), "--data", str(DATA / case.file)]
-            command += [*case.split, "--json", str(out), *(["--ceiling"] if run == 0 else [])]
+            command = [
+                sys.executable,
+                "-m",
+                "sfumato.common.cli",
+                "simulate",
+                str(dataset.example / "job.toml"),
+            ]
+            command += ["--contract", str(dataset.example / "contract.toml"), "--data", str(dataset.path)]
+            command += [*split(dataset), "--json", str(out), *(["--ceiling"] if run == 0 else [])]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             results.append(json.loads(out.read_text()))
     ceiling = results[0]["ceiling_auc"]
@@ -66,10 +50,11 @@ def main() -> int:
     parser.add_argument(
         "--runs", type=int, default=1, help="runs a data set; the median is shown (default 1)"
     )
-    parser.add_argument("--only", nargs="*", help="names of data sets")
+    parser.add_argument("--only", nargs="*", default=[], help="names of data sets")
     options = parser.parse_args()
-    if not DATA.is_dir():
-        print("SKIPPED: no ../shared/data beside this project; nothing was measured.", file=sys.stderr)
+    cases = chosen(options.only)
+    if not cases:
+        print("SKIPPED: none of the data sets is beside this project; nothing was measured.", file=sys.stderr)
         return 0
     table = Table(
         "data set",
@@ -84,9 +69,7 @@ def main() -> int:
     )
     below = []
     console = Console(width=140)
-    for case in CASES:
-        if options.only and case.name not in options.only:
-            continue
+    for case in cases:
         with console.status(case.name):
             r = measure(case, options.runs)
         aucs = " ".join(f"{a:.3f}" for a in r["aucs"])  # type: ignore[attr-defined]
