@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import threading
@@ -29,6 +30,10 @@ from sfumato.server.control import ControlClient
 from sfumato.server.coordinator import Coordinator
 from sfumato.server.home import CoordinatorHome
 from sfumato.server.run_grid import RunGrid
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell starts what runs in its background deaf to Ctrl-C, and processes inherit that; tests press it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class EchoVault:

@@ -225,4 +225,4 @@ def _local(event: str, address: str, root: str) -> bool:
     """`address` is what a look-up named, or the repr of a socket's address (a path for a unix socket)."""
     if event.startswith("socket.get"):
         return address.removeprefix("b").strip("'") in ("127.0.0.1", "::1", "localhost", "None")
-    return address.startswith(("('127.0.0.1',", "('::1',", root))
+    return address.startswith(("('127.0.0.1',", "('::1',", root, "/proc/self/fd/"))
