@@ -41,7 +41,7 @@ from sfumato.lab.samplebank import SampleBank, planted_pii
 from sfumato.server.certificates import KeyedCertificate, new_server_certificate
 from sfumato.server.home import CoordinatorHome
 from sfumato.server.report import write_report
-from sfumato.server.results import read_histogram, run_directory
+from sfumato.server.run_files import read_histogram, run_directory
 
 PREFIX = 6  # bytes; every planted string is at least as long, in every encoding
 

@@ -34,7 +34,7 @@ from sfumato.common.processes import python, quiet_environment
 from sfumato.lab.federation import Federation
 from sfumato.lab.samplebank import SampleBank, planted_pii
 from sfumato.privacy.ledger import Ledger
-from sfumato.server.results import run_directory
+from sfumato.server.run_files import run_directory
 
 pytestmark = [pytest.mark.slow, pytest.mark.root, pytest.mark.usefixtures("need_root")]
 

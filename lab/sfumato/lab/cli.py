@@ -42,7 +42,7 @@ def simulate(
 ) -> None:
     """Run a job over your own data without any server, by Flower's simulation engine."""
     from sfumato.lab.simulate import simulate as run
-    from sfumato.server.results import write_whole
+    from sfumato.server.run_files import write_whole
 
     with Progress(
         SpinnerColumn(),

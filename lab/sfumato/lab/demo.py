@@ -22,7 +22,7 @@ from sfumato.common.job import load_job
 from sfumato.lab.federation import Federation
 from sfumato.lab.samplebank import generate
 from sfumato.server.report import write_report
-from sfumato.server.results import read_histogram, run_directory, write_whole
+from sfumato.server.run_files import read_histogram, run_directory, write_whole
 from sfumato.server.watching import watch_run
 
 NEVER_SENT = (

@@ -30,7 +30,7 @@ from sfumato.privacy.ledger import Ledger
 from sfumato.server.control import ControlClient, register_branches
 from sfumato.server.coordinator import Coordinator
 from sfumato.server.home import CoordinatorHome
-from sfumato.server.results import read_result, run_directory
+from sfumato.server.run_files import read_result, run_directory
 
 START_SECONDS = 120.0
 Process = subprocess.Popen[bytes]

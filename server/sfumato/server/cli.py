@@ -137,7 +137,7 @@ def job_watch(
     """Follow a run with live progress; exit code 0 only if it finished with a result."""
     from sfumato.server.control import ControlClient
     from sfumato.server.home import CoordinatorHome
-    from sfumato.server.results import write_whole
+    from sfumato.server.run_files import write_whole
     from sfumato.server.watching import watch_run
 
     control = ControlClient.of(CoordinatorHome.load(home))
@@ -190,7 +190,7 @@ def job_report(
     """Write a finished or failed run's report as one self-contained page."""
     from sfumato.server.home import CoordinatorHome
     from sfumato.server.report import write_report
-    from sfumato.server.results import read_histogram, read_result, run_directory
+    from sfumato.server.run_files import read_histogram, read_result, run_directory
 
     directory = run_directory(CoordinatorHome.load(home), run_id)
     write_report(out, read_result(directory), read_histogram(directory))

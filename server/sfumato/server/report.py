@@ -36,7 +36,7 @@ from sfumato.server.report_words import (
     size_text,
     surest_guess,
 )
-from sfumato.server.results import write_whole
+from sfumato.server.run_files import write_whole
 
 # name, unit, label, what it says: in the order of a reader's interest.
 METRICS = (

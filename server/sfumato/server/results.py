@@ -15,14 +15,9 @@ from sfumato.server.rounds import Enrolled, JobOutcome, JobRun, Report
 from sfumato.server.run_files import (
     left_open,
     note_closed,
-    read_histogram,
-    read_result,
-    run_directory,
     store_state,
     write_whole,
 )
-
-__all__ = ["read_histogram", "read_result", "run_directory", "run_job", "store_outcome", "write_whole"]
 
 
 def store_outcome(directory: Path, outcome: JobOutcome) -> None:

@@ -17,8 +17,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from sfumato.client.column_types import ARROW_TYPE
 from sfumato.client.ingest.checks import stored_columns
-from sfumato.client.ingest.convert import ARROW_TYPE
 from sfumato.client.ingest.csv_source import CsvSource
 from sfumato.client.ingest.findings import LoadRefused
 from sfumato.client.ingest.formula import formula_cells, is_formula

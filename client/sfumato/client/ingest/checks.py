@@ -14,7 +14,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sfumato.client.ingest.convert import ARROW_TYPE, EXPECTED, CellFault, Mask, as_mask, convert, without
+from sfumato.client.column_types import ARROW_TYPE
+from sfumato.client.ingest.convert import EXPECTED, CellFault, Mask, as_mask, convert, without
 from sfumato.client.ingest.findings import EXAMPLES, FaultKind
 from sfumato.client.ingest.formula import formula_cells
 from sfumato.client.ingest.sources import Batch, characters

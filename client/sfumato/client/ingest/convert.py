@@ -14,20 +14,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from sfumato.client.column_types import ARROW_TYPE
 from sfumato.client.ingest.findings import FaultKind
 from sfumato.common.contract import ColumnType
 
 Mask = npt.NDArray[np.bool_]
 
-ARROW_TYPE: dict[ColumnType, pa.DataType] = {
-    ColumnType.STRING: pa.string(),
-    ColumnType.CATEGORY: pa.string(),
-    ColumnType.INTEGER: pa.int64(),
-    ColumnType.NUMBER: pa.float64(),
-    ColumnType.BOOLEAN: pa.bool_(),
-    ColumnType.DATE: pa.date32(),
-    ColumnType.DATETIME: pa.timestamp("us"),
-}
 EXPECTED: dict[ColumnType, str] = {
     ColumnType.STRING: "text",
     ColumnType.CATEGORY: "text",

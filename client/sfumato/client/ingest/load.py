@@ -30,7 +30,7 @@ EACH_ONCE = "each customer once"
 
 
 class TableLoader(Protocol):
-    """One table being loaded. `append` takes typed, valid rows (see `convert.ARROW_TYPE`) and their numbers.
+    """One table being loaded. `append` takes typed, valid rows (see `column_types.ARROW_TYPE`) and their numbers.
 
     `duplicate_rows`: for the customers table, the row numbers of second and later occurrences of a customer
     id, within this load or already stored when appending; for other tables empty.

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from sfumato.client.column_types import ARROW_TYPE
 from sfumato.client.vault.database import quoted
 from sfumato.common.contract import Column, ColumnType, Contract, Protection, Role, Table
 from sfumato.common.errors import BadInput
@@ -27,16 +28,6 @@ SLOT = "$slot"  # position in the table: chunk * 8192 + place in the chunk. No c
 ROW = "$row"  # the row's number in the source that it was loaded from
 ID_PURPOSE = "customer-id"
 INSERT_CHUNKS = 64
-
-ARROW_TYPES: dict[ColumnType, pa.DataType] = {
-    ColumnType.STRING: pa.string(),
-    ColumnType.CATEGORY: pa.string(),
-    ColumnType.INTEGER: pa.int64(),
-    ColumnType.NUMBER: pa.float64(),
-    ColumnType.BOOLEAN: pa.bool_(),
-    ColumnType.DATE: pa.date32(),
-    ColumnType.DATETIME: pa.timestamp("us"),
-}
 
 
 def is_sealed(column: Column) -> bool:
@@ -194,14 +185,14 @@ class TableLoader:
         purpose = token_purpose(self._table, column)
         if purpose is not None:
             return self._tokenizer.tokens(self._text(column, values), purpose=purpose)
-        array = self._cast(column, values, ARROW_TYPES[column.type])
+        array = self._cast(column, values, ARROW_TYPE[column.type])
         if column.type is ColumnType.NUMBER and not pc.all(pc.is_finite(array), min_count=0).as_py():
             raise BadInput(f"{self._table.name}.{column.name}: holds a number that is not finite")
         return array
 
     def _text(self, column: Column, values: pa.ChunkedArray) -> pa.Array:
         """The values as text, by way of the contract's type, so that 7 and "7" are the same customer."""
-        return self._cast(column, values, ARROW_TYPES[column.type]).cast(pa.string())
+        return self._cast(column, values, ARROW_TYPE[column.type]).cast(pa.string())
 
     def _cast(self, column: Column, values: pa.ChunkedArray, kind: pa.DataType) -> pa.Array:
         try:
