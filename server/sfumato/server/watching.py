@@ -4,6 +4,7 @@ The ServerApp prints each event as one line of JSON (`app.print_report`); who ma
 """
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,6 +17,7 @@ from sfumato.server.control import ControlClient
 from sfumato.server.rounds import JobFailed
 
 Event = dict[str, Any]
+LOG_ATTEMPTS, LOG_PAUSE = 8, 0.25  # seconds
 
 
 def events(pieces: Iterator[str]) -> Iterator[Event]:
@@ -75,14 +77,25 @@ def watch_run(
     control: ControlClient, run_id: int, console: Console, on_event: Callable[[Event], None] | None = None
 ) -> Event:
     """Show a run until it ends and return its result. Raises JobFailed with the reason if it has none."""
-    screen, last = Screen(), None
+    screen = Screen()
+    last: Event | None = None
+    seen = 0
     with Live(screen, console=console, refresh_per_second=8):
-        for event in events(control.logs(run_id)):
-            screen.take(event)
-            if on_event is not None:
-                on_event(event)
-            if event["event"] in ("finished", "failed"):
-                last = event
+        # Flower ends the stream when it finds the run finished, which can be after it last looked for new lines:
+        # what is missing then is asked for again, from the start.
+        for _ in range(LOG_ATTEMPTS):
+            for number, event in enumerate(events(control.logs(run_id))):
+                if number < seen:
+                    continue
+                seen = number + 1
+                screen.take(event)
+                if on_event is not None:
+                    on_event(event)
+                if event["event"] in ("finished", "failed"):
+                    last = event
+            if last is not None:
+                break
+            time.sleep(LOG_PAUSE)
     if last is None:
         state = control.run(run_id)
         raise JobFailed(f"run {run_id} ended without a result ({state.sub_status}): {state.details}")
