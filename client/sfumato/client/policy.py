@@ -6,9 +6,10 @@ from typing import Literal, Self
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from sfumato.common import analyses
 from sfumato.common.contract import read_toml, validation_lines
 from sfumato.common.errors import BadInput, Refusal, RefusalCode
-from sfumato.common.job import SignedJob
+from sfumato.common.job import SMALLEST_SET, SignedJob
 
 
 class Policy(BaseModel):
@@ -16,9 +17,11 @@ class Policy(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kinds: tuple[Literal["churn-net"], ...] = ("churn-net",)
+    kinds: tuple[Literal["churn-net"] | analyses.Kind, ...] = ("churn-net", *analyses.CATALOGUE)
     max_epsilon_per_job: float = Field(default=3.0, gt=0)
     approval: Literal["automatic", "operator"] = "automatic"
+    min_secure_set: int = Field(default=SMALLEST_SET, ge=SMALLEST_SET)
+    min_colluders: int = Field(default=1, ge=0)  # a secure sum must withstand at least so many
 
     @classmethod
     def load(cls, path: Path) -> Self:

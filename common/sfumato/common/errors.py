@@ -66,6 +66,12 @@ class RefusalCode(StrEnum):
     ROUND_OUT_OF_ORDER = "round-out-of-order"
     ROUND_ALREADY_ANSWERED = "round-already-answered"
     BAD_VECTOR = "bad-vector"
+    BAD_ROSTER = "bad-roster"
+    UNKNOWN_ROSTER = "unknown-roster"
+    SET_TOO_SMALL = "set-too-small"
+    SET_NOT_SMALLER = "set-not-smaller"
+    OVER_JOB_PLAN = "over-job-plan"
+    EQUIVOCATION = "equivocation"
     NO_DATA = "no-data"
     JOB_CLOSED = "job-closed"
     FOREIGN_BUNDLE = "foreign-bundle"
@@ -85,6 +91,12 @@ REFUSAL_TEXT: dict[RefusalCode, str] = {
     RefusalCode.ROUND_OUT_OF_ORDER: "the round lies behind the last answered one, or beyond the job's plan",
     RefusalCode.ROUND_ALREADY_ANSWERED: "this round was answered already, for another question",
     RefusalCode.BAD_VECTOR: "the vector has the wrong type, length or values",
+    RefusalCode.BAD_ROSTER: "the roster holds a key that is not signed by a branch this one has pinned",
+    RefusalCode.UNKNOWN_ROSTER: "this branch holds no keys for that roster; open the job again",
+    RefusalCode.SET_TOO_SMALL: "a secure sum over so few branches would protect nobody",
+    RefusalCode.SET_NOT_SMALLER: "this round was answered for another set; only a smaller part of it may ask again",
+    RefusalCode.OVER_JOB_PLAN: "the job has spent what was set aside for it",
+    RefusalCode.EQUIVOCATION: "the coordinator's ledger contradicts a checkpoint that this branch co-signed",
     RefusalCode.NO_DATA: "nothing has been ingested at this branch",
     RefusalCode.JOB_CLOSED: "the job is closed",
     RefusalCode.FOREIGN_BUNDLE: "the app bundle is not the approved one",

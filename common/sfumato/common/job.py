@@ -8,17 +8,19 @@ import base64
 import secrets
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
+from sfumato.common import analyses
 from sfumato.common.canonical import canonical_bytes, content_hash
 from sfumato.common.contract import Contract, read_toml, validation_lines
 from sfumato.common.errors import BadInput, Refusal, RefusalCode
 
 SIGNATURE_DOMAIN = b"sfumato-job-v1\x00"
+SMALLEST_SET = 3  # of a secure sum: with two, each could subtract itself
 
 
 class _Strict(BaseModel):
@@ -26,15 +28,25 @@ class _Strict(BaseModel):
 
 
 class Privacy(_Strict):
-    """What the whole job may cost any one customer.
+    """What the whole job may cost any one customer, and who adds the noise.
 
-    Customers are either trained on or held out, for good (`Contract.holdout_fraction`). Of the first,
-    `size_share` of epsilon pays for the noisy count that scales the gradient mean, the rest for training; of
-    the second, `evaluation_share` pays for the score histogram and nothing else is asked.
+    `local`: each branch adds all of it, and trusts nobody. `secure-sum`: the branches add shares of it to masked
+    sums that only cancel in the total; the guarantee holds against the coordinator and `colluders` branches.
     """
 
     target_epsilon: float = Field(gt=0, le=20)
     delta: float = Field(default=1e-6, gt=0, le=1e-3)
+    mode: Literal["local", "secure-sum"] = "local"
+    colluders: int = Field(default=1, ge=0, le=9999)
+
+
+class TrainingPrivacy(Privacy):
+    """Customers are either trained on or held out, for good (`Contract.holdout_fraction`).
+
+    Of the first, `size_share` pays for the noisy count that scales the gradient mean, the rest for training; of
+    the second, `evaluation_share` pays for the score histogram and nothing else is asked.
+    """
+
     evaluation_share: float = Field(default=0.5, gt=0, le=1)
     size_share: float = Field(default=0.02, gt=0, le=0.5)
 
@@ -67,32 +79,82 @@ class Evaluation(_Strict):
 
 class Federation(_Strict):
     """Who must take part, how rounds travel, and public FedAvg weights by branch name
-    (if absent: the branches' noisy sizes, which the job pays for)."""
+    (if absent: the branches' noisy sizes, which the job pays for). `repeats` is how many sums may be asked again
+    of a smaller set after a branch dropped: the job pays for them beforehand (if absent: one for every twenty)."""
 
     travel: Literal["session", "messages"] = "session"
     min_branches: int = Field(default=2, ge=1, le=10000)
     weights: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     round_timeout_seconds: float = Field(default=120, gt=0, le=3600)
+    repeats: int | None = Field(default=None, ge=0, le=1000)
+
+
+class Audit(_Strict):
+    """Phantom slots beside the answer of every sum, in which no customer counts: `empty_slots` show the noise,
+    `canaries` show what a phantom customer that the branch took in by a coin flip could add. 0 of both: none."""
+
+    empty_slots: int = Field(default=32, ge=0, le=65536)
+    canaries: int = Field(default=32, ge=0, le=4096)
 
 
 class Job(_Strict):
-    """A job file, checked. `contract` is the contract's name; its hash is pinned when the job is signed."""
+    """What every job file has. `contract` is the contract's name; its hash is pinned when the job is signed."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9\-]{0,62}$")]
-    kind: Literal["churn-net"]
+    kind: str
     purpose: Annotated[str, Field(min_length=8, max_length=500)]
     contract: str
     privacy: Privacy
+    federation: Federation = Federation()
+    audit: Audit = Audit()
+
+    @model_validator(mode="after")
+    def _enough_branches(self) -> Self:
+        needed = max(SMALLEST_SET, self.privacy.colluders + 2)
+        if self.privacy.mode == "secure-sum" and self.federation.min_branches < needed:
+            raise ValueError(
+                f"a secure sum that withstands {self.privacy.colluders} colluding branches needs "
+                f"federation.min_branches of at least {needed}, got {self.federation.min_branches}"
+            )
+        return self
+
+
+class ChurnNetJob(Job):
+    """Train and evaluate a churn net. In mode secure-sum a round is one step: `local_steps` must be 1."""
+
+    kind: Literal["churn-net"]
+    privacy: TrainingPrivacy
     model: Model = Model()
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
-    federation: Federation = Federation()
+
+    @model_validator(mode="after")
+    def _one_step_a_sum(self) -> Self:
+        if self.privacy.mode == "secure-sum" and self.training.local_steps != 1:
+            raise ValueError("mode secure-sum takes one step a round: set training.local_steps = 1")
+        return self
+
+
+class AnalysisJob(Job):
+    """Ask one question of the catalogue (`sfumato.common.analyses`); `question` is checked by the analysis."""
+
+    kind: analyses.Kind
+    question: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _question_is_understood(self) -> Self:
+        analyses.CATALOGUE[self.kind].Question.model_validate(self.question)
+        return self
+
+
+AnyJob = Annotated[ChurnNetJob | AnalysisJob, Field(discriminator="kind")]
+ANY_JOB: TypeAdapter[ChurnNetJob | AnalysisJob] = TypeAdapter(AnyJob)
 
 
 class SignedJob(_Strict):
     """A job as it reaches a branch, with the contract it was written for. Verify before reading more of it."""
 
-    job: Job
+    job: AnyJob
     contract: Contract
     job_id: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
     issued_at: datetime
@@ -132,7 +194,12 @@ def key_id(key: Ed25519PublicKey) -> str:
 
 
 def sign_job(
-    job: Job, contract: Contract, key: Ed25519PrivateKey, *, valid_for: timedelta, now: datetime | None = None
+    job: ChurnNetJob | AnalysisJob,
+    contract: Contract,
+    key: Ed25519PrivateKey,
+    *,
+    valid_for: timedelta,
+    now: datetime | None = None,
 ) -> SignedJob:
     """Give the job an id and a validity, and sign it. Raises BadInput if it names another contract."""
     if job.contract != contract.name:
@@ -151,14 +218,14 @@ def sign_job(
     return unsigned.model_copy(update={"signature": signature})
 
 
-def load_job(path: Path) -> Job:
+def load_job(path: Path) -> ChurnNetJob | AnalysisJob:
     """Read and check a job file. Raises BadInput naming the file and each fault."""
     data = read_toml(path, "job file")
     head = data.pop("job", None)
     if not isinstance(head, dict):
         raise BadInput(f"{path}: has no [job] table", hint="See examples/*/job.toml.")
     try:
-        return Job.model_validate({**head, **data})
+        return ANY_JOB.validate_python({**head, **data})
     except ValidationError as e:
         raise BadInput(
             f"{path}: not a valid job\n  {validation_lines(e)}", hint="See docs/jobs.md for every key."

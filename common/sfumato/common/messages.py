@@ -12,11 +12,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from sfumato.common.canonical import canonical_bytes
+from sfumato.common.enrolment import BranchName, Hash
 from sfumato.common.errors import LedgerBroken, RefusalCode
 from sfumato.common.job import SignedJob
 
 JobId = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
-Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+What = Literal["size", "weights", "score-histogram", "share", "sum"]
 
 
 class _Message(BaseModel):
@@ -56,6 +57,47 @@ class Evaluate(_Message):
     type: Literal["evaluate"] = "evaluate"
     job_id: JobId
     round: int = Field(ge=1)
+
+
+class KeyShare(_Message):
+    """A branch's fresh X25519 key for one job, signed with its enrolled Ed25519 key (see privacy.secure_sum)."""
+
+    type: Literal["key-share"] = "key-share"
+    branch: BranchName
+    x25519: Annotated[str, Field(pattern=r"^[A-Za-z0-9+/]{43}=$")]  # 32 bytes, base64
+    signature: Annotated[str, Field(pattern=r"^[A-Za-z0-9+/]{86}==$")]  # 64 bytes, base64
+
+
+class Roster(_Message):
+    """Every participant's key for this job, its own among them. Answer: RosterAccepted or Refused."""
+
+    type: Literal["roster"] = "roster"
+    job_id: JobId
+    members: Annotated[tuple[KeyShare, ...], Field(min_length=2, max_length=10_000)]
+
+
+class Sum(_Message):
+    """One bounded, noisy sum over customers; what it asks for stands in the job. Body: what the round needs.
+
+    `members` is the exact set whose masks cancel, sorted; with none of them, the branch answers alone with all
+    the noise. Answer: Released with int64, a masked share modulo 2^64 or the branch's own noisy sum.
+    """
+
+    type: Literal["sum"] = "sum"
+    job_id: JobId
+    round: int = Field(ge=0)
+    members: Annotated[tuple[BranchName, ...], Field(max_length=10_000)] = ()
+    roster: Hash | None = None
+
+
+class Cosign(_Message):
+    """The coordinator's checkpoint (a signed note), with the RFC 9162 consistency proof from the size that this
+    branch co-signed last. Answer: Cosigned or Refused(equivocation)."""
+
+    type: Literal["cosign"] = "cosign"
+    checkpoint: Annotated[str, Field(max_length=10_000)]
+    old_size: int = Field(ge=0)
+    proof: Annotated[tuple[Hash, ...], Field(max_length=64)] = ()
 
 
 class CloseJob(_Message):
@@ -114,6 +156,23 @@ class JobOpened(_Message):
     epsilon: float
     delta: float
     noise_multiplier: float
+    key: KeyShare | None = None
+    ledger: LedgerHead
+
+
+class RosterAccepted(_Message):
+    type: Literal["roster-accepted"] = "roster-accepted"
+    job_id: JobId
+    branch: str
+    roster: Hash
+
+
+class Cosigned(_Message):
+    """The branch's signature line for the checkpoint it was shown, and where its own ledger stands now."""
+
+    type: Literal["cosigned"] = "cosigned"
+    branch: str
+    signature: Annotated[str, Field(max_length=1000)]
     ledger: LedgerHead
 
 
@@ -124,18 +183,22 @@ class ReleasedAnswer(_Message):
     job_id: JobId
     branch: str
     round: int
-    what: Literal["size", "weights", "score-histogram"]
+    what: What
     cost: Cost
     ledger: LedgerHead
+    members: Hash | None = None  # of a share: the set that it was masked for
 
 
 class JobClosed(_Message):
+    """`canaries`: the coins of the job's phantom customers, packed bits, hex; nobody's data (see privacy.audit)."""
+
     type: Literal["job-closed"] = "job-closed"
     job_id: JobId
     branch: str
     epsilon_spent: float
     epsilon_remaining: float
     ledger: LedgerHead
+    canaries: Annotated[str, Field(pattern=r"^[0-9a-f]*$", max_length=4096)] = ""
 
 
 class Refused(_Message):
@@ -145,7 +208,12 @@ class Refused(_Message):
     remaining: float | None = None
 
 
-Question = Annotated[Ping | OpenJob | Count | Train | Evaluate | CloseJob, Field(discriminator="type")]
-Answer = Annotated[Pong | JobOpened | ReleasedAnswer | JobClosed | Refused, Field(discriminator="type")]
+Question = Annotated[
+    Ping | OpenJob | Roster | Count | Train | Evaluate | Sum | Cosign | CloseJob, Field(discriminator="type")
+]
+Answer = Annotated[
+    Pong | JobOpened | RosterAccepted | ReleasedAnswer | Cosigned | JobClosed | Refused,
+    Field(discriminator="type"),
+]
 QUESTION: TypeAdapter[Question] = TypeAdapter(Question)
 ANSWER: TypeAdapter[Answer] = TypeAdapter(Answer)

@@ -17,13 +17,12 @@ from dp_accounting.dp_event import DpEvent
 from sfumato.common import codec
 from sfumato.common.codec import Vector
 from sfumato.common.errors import Refusal, RefusalCode
-from sfumato.common.messages import Cost, ReleasedAnswer
+from sfumato.common.messages import Cost, ReleasedAnswer, What
 from sfumato.privacy import accounting
 from sfumato.privacy.accounting import Curve
 from sfumato.privacy.ledger import Entry, Ledger, Transaction
 from sfumato.privacy.mechanisms import Mechanism
 
-What = Literal["size", "weights", "score-histogram"]
 Population = Literal["training", "holdout", "all"]
 POPULATIONS: tuple[Literal["training", "holdout"], ...] = ("training", "holdout")
 Curves = dict[str, Curve]  # one Rényi curve a population
@@ -134,16 +133,18 @@ class Door:
         population: Population,
         question: bytes,
         times: int = 1,
+        members: str = "",
     ) -> Released:
         """Charge, then run, then seal. `times` is max_branches_per_customer; `question` names a repeat.
 
         `population` says whose data the mechanism holds; the caller vouches that it holds nobody else's.
+        `members` names the set of a secure sum: another set is another release, charged again.
 
         Raises Refusal: unknown, closed or expired job, over budget, or another question for the same round.
         """
         question_hash = hashlib.sha256(question).hexdigest()
         with self._ledger.exclusive() as transaction:
-            stored = transaction.answered(job_id, round_, what)
+            stored = transaction.answered(job_id, round_, what, members)
             if stored is not None:
                 if stored[0] != question_hash:
                     raise Refusal(RefusalCode.ROUND_ALREADY_ANSWERED)
@@ -160,6 +161,7 @@ class Door:
                     "population": population,
                     "event": accounting.encode_event(event),
                     "question": question_hash,
+                    **({"members": members} if members else {}),
                 },
                 job_id=job_id,
             )
@@ -172,9 +174,9 @@ class Door:
             epsilon_budget=self.budget,
             delta=self.delta,
         )
-        frame = self._frame(job_id, round_, what, paid, vector)
+        frame = self._frame(job_id, round_, what, paid, vector, members)
         with self._ledger.exclusive() as transaction:
-            transaction.store_answer(job_id, round_, what, question_hash, frame)
+            transaction.store_answer(job_id, round_, what, question_hash, frame, members)
         return Released(vector, frame, seal=_SEAL)
 
     # --- the account -------------------------------------------------------------------------------------
@@ -239,7 +241,7 @@ class Door:
         if datetime.fromisoformat(reserved[0].body["expires_at"]) < self._now():
             raise Refusal(RefusalCode.EXPIRED)
 
-    def _frame(self, job_id: str, round_: int, what: What, cost: Cost, vector: Vector) -> bytes:
+    def _frame(self, job_id: str, round_: int, what: What, cost: Cost, vector: Vector, members: str) -> bytes:
         answer = ReleasedAnswer(
             job_id=job_id,
             branch=self._ledger.branch,
@@ -247,6 +249,7 @@ class Door:
             what=what,
             cost=cost,
             ledger=self._ledger.signed_head(),
+            members=members or None,
         )
         return codec.encode(answer, vector)
 

@@ -40,6 +40,7 @@ _answers = sa.Table(
     sa.Column("job_id", sa.String(32), primary_key=True),
     sa.Column("round", sa.Integer, primary_key=True),
     sa.Column("what", sa.String(32), primary_key=True),
+    sa.Column("members", sa.String(64), primary_key=True),  # hash of the set of a secure sum, else empty
     sa.Column("question", sa.String(64), nullable=False),
     sa.Column("answer", sa.LargeBinary, nullable=False),
 )
@@ -103,18 +104,25 @@ class Transaction:
         )
         return _parse(raw, digest)
 
-    def answered(self, job_id: str, round_: int, what: str) -> tuple[str, bytes] | None:
+    def answered(self, job_id: str, round_: int, what: str, members: str = "") -> tuple[str, bytes] | None:
         """The hash of the question and the stored answer, if this was answered before."""
         row = self._connection.execute(
             sa.select(_answers.c.question, _answers.c.answer).where(
-                _answers.c.job_id == job_id, _answers.c.round == round_, _answers.c.what == what
+                _answers.c.job_id == job_id,
+                _answers.c.round == round_,
+                _answers.c.what == what,
+                _answers.c.members == members,
             )
         ).first()
         return (row.question, row.answer) if row else None
 
-    def store_answer(self, job_id: str, round_: int, what: str, question: str, answer: bytes) -> None:
+    def store_answer(
+        self, job_id: str, round_: int, what: str, question: str, answer: bytes, members: str = ""
+    ) -> None:
         self._connection.execute(
-            _answers.insert().values(job_id=job_id, round=round_, what=what, question=question, answer=answer)
+            _answers.insert().values(
+                job_id=job_id, round=round_, what=what, members=members, question=question, answer=answer
+            )
         )
 
 

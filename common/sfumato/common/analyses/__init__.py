@@ -1,1 +1,18 @@
-"""One file an analysis: question, one customer's contribution and its bound, reading of the total."""
+"""The catalogue: one file an analysis. Each has the typed question, one customer's contribution with its bound,
+and the reading of the noisy totals. A new analysis is a new file, and a line here."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from sfumato.common.analyses import profile
+from sfumato.common.analyses.analysis import Analysis, AnalysisModule
+from sfumato.common.contract import Contract
+
+Kind = Literal["profile"]
+CATALOGUE: dict[Kind, AnalysisModule] = {"profile": profile}
+
+
+def build(kind: Kind, question: Mapping[str, Any], contract: Contract) -> Analysis:
+    """The analysis of a job's question. Raises BadInput."""
+    module = CATALOGUE[kind]
+    return module.build(module.Question.model_validate(question), contract)

@@ -1,0 +1,54 @@
+"""What an analysis is: see the package's own words. The types here know no analysis."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel
+
+from sfumato.common.contract import Contract
+from sfumato.common.contributions import Contributions
+
+
+@dataclass(frozen=True)
+class NoisySum:
+    """A total that came out: float64 [d] in the contributions' unit, and the standard deviation of its noise,
+    the same on every coordinate."""
+
+    values: npt.NDArray[np.float64]
+    std: float
+
+
+class Analysis(Protocol):
+    """One question over one contract. Public: it knows no data. Rounds are numbered from 0."""
+
+    shares: tuple[float, ...]  # of the job's budget (as mu squared), one a round; they add up to 1
+    columns: tuple[str, ...]  # of the customer frame, that `contribute` reads
+
+    def max_norm(self, round_: int) -> float:
+        """The l2 bound of one customer's vector in this round."""
+
+    def length(self, round_: int) -> int:
+        """How many numbers the round's total has."""
+
+    def ask(self, round_: int, totals: list[NoisySum]) -> npt.NDArray[np.float32] | None:
+        """What the coordinator sends along, made of earlier totals; None if nothing."""
+
+    def contribute(
+        self, round_: int, columns: Mapping[str, Any], asked: npt.NDArray[np.float32] | None
+    ) -> Contributions:
+        """Each customer's vector, from columns of equal length. Raises ValueError on an `asked` of another form."""
+
+    def read(self, totals: list[NoisySum]) -> dict[str, Any]:
+        """The answer, JSON: every number as {"value", "low", "high"}."""
+
+
+class AnalysisModule(Protocol):
+    """What a file of the catalogue offers."""
+
+    Question: type[BaseModel]
+
+    def build(self, question: Any, contract: Contract) -> Analysis:
+        """Raises BadInput where the question names what the contract does not declare."""
