@@ -77,8 +77,9 @@ class Transaction:
         ).first()
         return (row.seq + 1, row.hash) if row else (0, NO_ENTRY)
 
-    def entries(self, *kinds: str, job_id: str | None = None) -> list[Entry]:
-        query = sa.select(_entries).order_by(_entries.c.seq)
+    def entries(self, *kinds: str, job_id: str | None = None, after: int = -1) -> list[Entry]:
+        """Entries of these kinds (all if none is named), of this job, with a number above `after`; in order."""
+        query = sa.select(_entries).where(_entries.c.seq > after).order_by(_entries.c.seq)
         if kinds:
             query = query.where(_entries.c.kind.in_(kinds))
         if job_id is not None:
