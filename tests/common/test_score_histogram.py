@@ -31,6 +31,9 @@ POPULATIONS: dict[str, tuple[Draw, Draw]] = {
 }
 
 
+FOUR = sh.laplace_variance([5.0] * 4)  # four branches at epsilon 0.2
+
+
 def exact_auc(scores: np.ndarray, labels: np.ndarray) -> float:
     n1 = labels.sum()
     ranks = stats.rankdata(scores)
@@ -95,7 +98,7 @@ def test_contribution_refuses_what_is_not_scores_and_labels() -> None:
 @pytest.mark.parametrize("bins", [16, 32])
 def test_without_noise_the_metrics_are_the_naive_ones(name: str, bins: int) -> None:
     scores, labels = sample(np.random.default_rng(3), name, 60_000, 0.2)
-    m = sh.read(sh.contribution(scores, labels, bins), [])
+    m = sh.read(sh.contribution(scores, labels, bins), 0.0)
     flagged = scores >= np.sort(scores)[-int(labels.sum())]
     top = scores >= np.quantile(scores, 0.9)
     hit = labels[flagged].mean()
@@ -115,22 +118,22 @@ def test_calibration_error_tells_a_calibrated_score_from_a_shifted_one() -> None
     rng = np.random.default_rng(4)
     scores = rng.normal(-1.5, 1.3, 60_000)
     labels = (rng.random(60_000) < 1 / (1 + np.exp(-scores))).astype(float)
-    assert sh.read(sh.contribution(scores, labels, 32), []).calibration_error.value < 0.02
-    assert sh.read(sh.contribution(scores + 1, labels, 32), []).calibration_error.value > 0.1
+    assert sh.read(sh.contribution(scores, labels, 32), 0.0).calibration_error.value < 0.02
+    assert sh.read(sh.contribution(scores + 1, labels, 32), 0.0).calibration_error.value > 0.1
 
 
 def test_a_useless_score_and_a_perfect_one() -> None:
     rng = np.random.default_rng(5)
     labels = (rng.random(20_000) < 0.3).astype(float)
-    useless = sh.read(sh.contribution(rng.normal(0, 1, 20_000), labels, 16), [])
+    useless = sh.read(sh.contribution(rng.normal(0, 1, 20_000), labels, 16), 0.0)
     assert holds(useless.auc, 0.5)
-    perfect = sh.read(sh.contribution(np.where(labels == 1, 4.0, -4.0), labels, 16), [])
+    perfect = sh.read(sh.contribution(np.where(labels == 1, 4.0, -4.0), labels, 16), 0.0)
     assert perfect.auc.value > 0.99
 
 
 @pytest.mark.parametrize("total", [np.zeros(32), np.full(32, -40), np.full(32, 10**9), np.eye(32)[3] * 50])
 def test_any_histogram_has_a_reading_and_the_metrics_keep_their_ranges(total: np.ndarray) -> None:
-    m = sh.read(total.astype(np.int64), [5.0] * 4, draws=100)
+    m = sh.read(total.astype(np.int64), FOUR, draws=100)
     for name, top in [("auc", 1), ("f1", 1), ("recall", 1), ("base_rate", 1), ("lift_at_10", 10)]:
         interval = getattr(m, name)
         assert 0 <= interval.low <= interval.value <= interval.high <= top, name
@@ -140,8 +143,8 @@ def test_any_histogram_has_a_reading_and_the_metrics_keep_their_ranges(total: np
 def test_a_reading_repeats_and_noise_widens_it() -> None:
     scores, labels = sample(np.random.default_rng(6), "normal", 3000, 0.2)
     total = sh.contribution(scores, labels, 16)
-    assert sh.read(total, [5.0]) == sh.read(total, [5.0])
-    widths = [(m := sh.read(total, scales).auc).high - m.low for scales in ([], [5.0], [5.0] * 4, [20.0] * 4)]
+    assert sh.read(total, FOUR) == sh.read(total, FOUR)
+    widths = [(m := sh.read(total, noise).auc).high - m.low for noise in (0.0, FOUR / 4, FOUR, 16 * FOUR)]
     assert widths == sorted(widths)
     assert widths[3] > 2 * widths[0]
 
@@ -149,26 +152,26 @@ def test_a_reading_repeats_and_noise_widens_it() -> None:
 @pytest.mark.parametrize(("total", "level"), [(np.zeros(33), 0.95), (np.zeros(6), 0.95), (np.zeros(32), 1.0)])
 def test_read_refuses(total: np.ndarray, level: float) -> None:
     with pytest.raises(ValueError, match=r"bins|level"):
-        sh.read(total.astype(np.int64), [], level=level)
+        sh.read(total.astype(np.int64), 0.0, level=level)
 
 
 def test_the_variance_of_discrete_laplace_is_that_of_its_mass_function() -> None:
     x = np.arange(-4000, 4001)
     for scale in (0.5, 1.0, 5.0, 50.0):
         mass = np.exp(-np.abs(x) / scale)
-        assert sh.discrete_laplace_variance(scale) == pytest.approx((mass * x**2).sum() / mass.sum())
+        assert sh.laplace_variance([scale, scale]) == pytest.approx(2 * (mass * x**2).sum() / mass.sum())
 
 
 def test_curves_rise_from_corner_to_corner_and_agree_with_the_reading() -> None:
     scores, labels = sample(np.random.default_rng(7), "normal", 8000, 0.2)
     total = sh.contribution(scores, labels, 16)
-    c = sh.curves(total, [])
+    c = sh.curves(total, 0.0)
     for rate in (c.false_positive_rate, c.true_positive_rate):
         assert rate[0] == 0
         assert rate[-1] == pytest.approx(1)
         assert (np.diff(rate) >= 0).all()
     area = np.trapezoid(c.true_positive_rate, c.false_positive_rate)
-    assert area == pytest.approx(sh.read(total, []).auc.value, abs=0.01)
+    assert area == pytest.approx(sh.read(total, 0.0).auc.value, abs=0.01)
     assert ((c.observed >= 0) & (c.observed <= 1)).all()
     assert c.customers.sum() == pytest.approx(8000, rel=0.02)
 
@@ -182,7 +185,7 @@ def coverage(name: str, n: int, rate: float, scale: float, draws: int, seed: int
     held = dict.fromkeys(("auc", "base_rate", "customers"), 0)
     for _ in range(draws):
         total = sh.contribution(*sample(rng, name, n, rate), 16) + laplace(rng, scale, (4, 32))
-        m: ScoreMetrics = sh.read(total, [scale] * 4, draws=150)
+        m: ScoreMetrics = sh.read(total, sh.laplace_variance([scale] * 4), draws=150)
         for metric, value in [("auc", truth), ("base_rate", rate), ("customers", float(n))]:
             held[metric] += holds(getattr(m, metric), value)
     return held
@@ -210,7 +213,7 @@ def test_the_smooth_reading_beats_the_raw_counts() -> None:
         total = sh.contribution(*sample(rng, "normal", 2000, 0.16), 16) + laplace(rng, 5.0, (4, 32))
         n0, n1 = total.reshape(2, -1).astype(float)
         raw = (n1 * (np.cumsum(n0) - n0 / 2)).sum() / (n0.sum() * n1.sum())
-        errors.append((abs(sh.read(total, [5.0] * 4, draws=150).auc.value - truth), abs(raw - truth)))
+        errors.append((abs(sh.read(total, FOUR, draws=150).auc.value - truth), abs(raw - truth)))
     smooth, plain = np.median(errors, axis=0)
     assert smooth < 0.75 * plain
 
@@ -226,6 +229,6 @@ def test_where_noise_drowns_the_counts_the_interval_says_so(customers: int, epsi
         total = sh.contribution(scores, labels, 16)
         for _branch in range(4):
             total = total + rng.geometric(p, 32) - rng.geometric(p, 32)
-        auc = sh.read(total, [1 / epsilon] * 4, draws=100).auc
+        auc = sh.read(total, sh.laplace_variance([1 / epsilon] * 4), draws=100).auc
         held += auc.low <= 0.856 <= auc.high
     assert held >= 18

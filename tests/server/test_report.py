@@ -105,7 +105,7 @@ def refusal(name: str, code: RefusalCode, requested: float | None, remaining: fl
 
 def finished(histogram: np.ndarray[Any, Any], scales: list[float]) -> dict[str, Any]:
     """What `JobRun._summary` makes of such a histogram."""
-    metrics = score_histogram.read(histogram, scales)
+    metrics = score_histogram.read(histogram, score_histogram.laplace_variance(scales))
     return {
         "state": "finished",
         "job": "demo-churn",
@@ -127,7 +127,7 @@ def finished(histogram: np.ndarray[Any, Any], scales: list[float]) -> dict[str, 
         "seconds": 41.3,
         "per_branch": [branch(name, i) for i, name in enumerate(BRANCHES)],
         "refused": [refusal("old-town", RefusalCode.OVER_BUDGET, 2.0, 0.4183)],
-        "noise_scales": scales,
+        "noise_variance": score_histogram.laplace_variance(scales),
     }
 
 
@@ -330,7 +330,9 @@ def test_useless_model_is_called_so(scales: list[float]) -> None:
     rng = np.random.default_rng(3)
     labels = (rng.random(1500) < 0.2).astype(np.int64)
     total = score_histogram.contribution(rng.normal(-1, 1, 1500), labels, BINS)
-    text = Page(render_report(finished(total, scales), total, noise_scales=scales)).text
+    text = Page(
+        render_report(finished(total, scales), total, noise_variance=score_histogram.laplace_variance(scales))
+    ).text
     assert "no more than chance does" in text and "would really leave" not in text
 
 
@@ -391,10 +393,10 @@ def test_none_and_not_a_number_are_not_shown(result: dict[str, Any]) -> None:
     assert not re.search(r"\b(nan|None|inf)\b", text, re.IGNORECASE)
 
 
-def test_without_noise_scales_the_curves_are_left_out_and_it_says_so(
+def test_without_the_noise_variance_the_curves_are_left_out_and_it_says_so(
     result: dict[str, Any], histogram: np.ndarray[Any, Any]
 ) -> None:
-    bare = {k: v for k, v in result.items() if k != "noise_scales"}
+    bare = {k: v for k, v in result.items() if k != "noise_variance"}
     parsed = Page(render_report(bare, histogram))
     assert "No curves" in parsed.text and len(parsed.named("svg")) == 2
 
@@ -492,11 +494,12 @@ def test_small_words() -> None:
 
 
 def test_curves_agree_with_the_reading(histogram: np.ndarray[Any, Any], scales: list[float]) -> None:
-    ours, theirs = score_curves(histogram, scales), score_histogram.curves(histogram, scales)
+    noise = score_histogram.laplace_variance(scales)
+    ours, theirs = score_curves(histogram, noise), score_histogram.curves(histogram, noise)
     np.testing.assert_allclose(ours.roc.x, theirs.false_positive_rate, atol=1e-12)
     np.testing.assert_allclose(ours.roc.y, theirs.true_positive_rate, atol=1e-12)
     np.testing.assert_allclose(ours.calibration.y, theirs.observed, atol=1e-12)
-    metrics = score_histogram.read(histogram, scales)
+    metrics = score_histogram.read(histogram, score_histogram.laplace_variance(scales))
     at_tenth = np.interp(0.1, ours.gains.x, ours.gains.y)
     assert at_tenth == pytest.approx(0.1 * metrics.lift_at_10.value, abs=0.04)  # mode against median
     low, high = (np.interp(0.1, ours.gains.x, v) for v in (ours.gains.low, ours.gains.high))
@@ -520,6 +523,8 @@ def test_bands_hold_the_truth(scales: list[float]) -> None:
     truth = labels[top].sum() / labels.sum()
     inside = 0
     for seed in range(40):
-        gains = score_curves(noisy_histogram(3200, scales, seed=100 + seed), scales, draws=60).gains
+        gains = score_curves(
+            noisy_histogram(3200, scales, seed=100 + seed), score_histogram.laplace_variance(scales), draws=60
+        ).gains
         inside += np.interp(0.1, gains.x, gains.low) <= truth <= np.interp(0.1, gains.x, gains.high)
     assert inside >= 31

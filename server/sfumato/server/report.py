@@ -74,18 +74,20 @@ def render_report(
     contract: Contract | None = None,
     ledger_verified: bool | None = None,
     generated_at: datetime | None = None,
-    noise_scales: Sequence[float] | None = None,
+    noise_variance: float | None = None,
 ) -> str:
     """The page as text. `result` as `results.read_result` gives it, of a finished, failed or running job.
 
-    `histogram`: the noisy score counts, int64 [2 * bins]; `noise_scales`: each branch's discrete Laplace scale in
-    it (default: the result's own `noise_scales`). Without either, the curves are left out and the page says so.
+    `histogram`: the noisy score counts, int64 [2 * bins]; `noise_variance`: of the whole noise in each of them
+    (default: the result's own). Without either, the curves are left out and the page says so.
     Raises ValueError on a histogram that is none.
     """
     words = outcome_of(contract)
-    scales = noise_scales if noise_scales is not None else result.get("noise_scales")
+    noise = noise_variance if noise_variance is not None else _number(result.get("noise_variance"))
     finished = result.get("state", "finished") == "finished"
-    curves = score_curves(histogram, scales) if finished and histogram is not None and scales else None
+    curves = None
+    if finished and histogram is not None and noise is not None:
+        curves = score_curves(histogram, noise)
     branches = [_branch(b, result) for b in _dicts(result.get("per_branch"))]
     metrics = _metrics(result)
     style = _source("report.css")
@@ -132,7 +134,7 @@ def write_report(
     contract: Contract | None = None,
     ledger_verified: bool | None = None,
     generated_at: datetime | None = None,
-    noise_scales: Sequence[float] | None = None,
+    noise_variance: float | None = None,
 ) -> None:
     """Render, then write the page whole or not at all. Arguments and errors as `render_report`, and OSError."""
     page = render_report(
@@ -141,7 +143,7 @@ def write_report(
         contract=contract,
         ledger_verified=ledger_verified,
         generated_at=generated_at,
-        noise_scales=noise_scales,
+        noise_variance=noise_variance,
     )
     write_whole(path, page.encode("utf-8", "replace"))
 

@@ -50,16 +50,16 @@ class ScoreCurves:
     positive: Distribution
 
 
-def score_curves(total: Ints, scales: Sequence[float], *, draws: int = DRAWS, seed: int = 0) -> ScoreCurves:
-    """Read a histogram [2 * bins] once for all figures. `scales`: discrete Laplace scale of each branch.
+def score_curves(total: Ints, noise_variance: float, *, draws: int = DRAWS, seed: int = 0) -> ScoreCurves:
+    """Read a histogram [2 * bins] once for all figures. `noise_variance`: of the whole noise in each count.
 
     `seed` drives the bootstrap alone. Raises ValueError on a vector that is no histogram.
     """
-    point = score_histogram.curves(total, scales)
+    point = score_histogram.curves(total, noise_variance)
     positive, negative = point.customers * point.observed, point.customers * (1 - point.observed)
     again = [
-        score_histogram.curves(other, scales)
-        for other in _others(np.concatenate([negative, positive]), scales, draws, seed)
+        score_histogram.curves(other, noise_variance)
+        for other in _others(np.concatenate([negative, positive]), noise_variance, draws, seed)
     ]
     contacted = _contacted(point)
     bins = point.customers.size
@@ -86,14 +86,12 @@ def score_curves(total: Ints, scales: Sequence[float], *, draws: int = DRAWS, se
     )
 
 
-def _others(expected: Floats, scales: Sequence[float], draws: int, seed: int) -> Ints:
-    """[draws, 2 * bins]: Poisson counts about the expected ones, each branch's discrete Laplace noise on top."""
+def _others(expected: Floats, noise_variance: float, draws: int, seed: int) -> Ints:
+    """[draws, 2 * bins]: Poisson counts about the expected ones, normal noise of that variance on top."""
     rng = np.random.default_rng(seed)  # noqa: TID251 - it reads a public result; it protects nothing
     counts = rng.poisson(expected, (draws, expected.size))
-    for scale in scales:
-        p = -np.expm1(-1.0 / scale)
-        counts = counts + rng.geometric(p, counts.shape) - rng.geometric(p, counts.shape)
-    return np.asarray(counts, dtype=np.int64)
+    noise = np.sqrt(noise_variance) * rng.standard_normal(counts.shape)
+    return np.asarray(counts + np.rint(noise), dtype=np.int64)
 
 
 def _contacted(curves: score_histogram.Curves) -> Floats:

@@ -131,8 +131,9 @@ class JobRun:
         finally:
             with contextlib.suppress(SfumatoError):  # what it was that ended the job matters more
                 self._close()
-        metrics = score_histogram.read(histogram, scales)
-        summary = self._summary(metrics, time.monotonic() - started) | {"noise_scales": scales}
+        noise = score_histogram.laplace_variance(scales)
+        metrics = score_histogram.read(histogram, noise)
+        summary = self._summary(metrics, time.monotonic() - started) | {"noise_variance": noise}
         return JobOutcome(weights, histogram, metrics, summary)
 
     def per_branch(self) -> list[dict[str, Any]]:
