@@ -1,4 +1,4 @@
-"""One row a customer: what a model of a branch's customers is trained on.
+"""One row a customer: what a model of a branch's customers is trained on, and what analyses count.
 
 Columns of the customers table and the contract's roll-ups of other tables, computed in DuckDB inside the vault, one
 scan a table. A roll-up is clipped to its public bounds here, so that nothing downstream can see more of a customer
@@ -18,6 +18,7 @@ from sfumato.client.vault.database import quoted
 from sfumato.client.vault.loader import stored_columns
 from sfumato.client.vault.store import Store
 from sfumato.common.contract import (
+    ZERO_WITHOUT_ROWS,
     Aggregate,
     Column,
     ColumnType,
@@ -32,7 +33,6 @@ from sfumato.privacy.fields import keyed_uniform
 from sfumato.privacy.keys import KeySource
 
 TOKEN, LABEL = "token", "label"
-ZERO_WITHOUT_ROWS = (Aggregate.COUNT, Aggregate.SUM, Aggregate.DISTINCT)
 CLIPPED_CATEGORY = "other"  # what ingest writes for an unknown category that the contract clips
 
 
@@ -54,20 +54,7 @@ def customer_frame(store: Store, contract: Contract) -> pa.Table:
         if times > 1:
             raise BadInput(f"feature {name!r}: the name is taken", hint="Rename it in the contract.")
     wanted = [table.customer_id, *([contract.label] if contract.label else []), *features]
-    selected = ", ".join(f"c.{quoted(c.name)} AS c{i}" for i, c in enumerate(wanted))
-    joins, parameters = [], []
-    rolled: dict[str, str] = {}
-    for n, name in enumerate(dict.fromkeys(f.table for f in contract.features)):
-        group = [f for f in contract.features if f.table == name]
-        sql, bound = _roll_up(store, contract, contract.table(name), group)
-        joins.append(f"LEFT JOIN ({sql}) AS r{n} ON r{n}.id = c.{quoted(table.customer_id.name)}")
-        parameters += bound
-        rolled |= {f.name: _clipped(f, f"r{n}.f{i}") for i, f in enumerate(group)}
-    values = "".join(f", {rolled[f.name]} AS x{i}" for i, f in enumerate(contract.features))
-    found = store.query(
-        f"SELECT {selected}{values} FROM {quoted(table.name)} AS c {' '.join(joins)} ORDER BY 1",  # noqa: S608
-        parameters,
-    )
+    found = _select(store, contract, wanted, contract.features)
     columns: dict[str, pa.ChunkedArray] = {TOKEN: found["c0"]}
     for i, column in enumerate(wanted[1:], 1):
         label = column.role is Role.LABEL
@@ -76,6 +63,33 @@ def customer_frame(store: Store, contract: Contract) -> pa.Table:
     for i, feature in enumerate(contract.features):
         columns[feature.name] = found[f"x{i}"]
     return pa.table(columns)
+
+
+def analysis_frame(store: Store, contract: Contract, columns: Sequence[str]) -> pa.Table:
+    """Exactly these columns, one row a customer, held-out ones too, ordered by token.
+
+    A column of the customers table keeps its type and its own values (a label is not turned into 0 and 1); a
+    roll-up is as in `customer_frame`. Raises BadInput on the customer id, PII, and a name that is not declared.
+    """
+    table = contract.customer_table
+    rollups = {f.name: f for f in contract.features}
+    for name in columns:
+        if name not in rollups and not (table.has(name) and _analysable(table.column(name))):
+            raise BadInput(
+                f"{name!r} is no column to analyse",
+                hint="Personal data, the customer id and undeclared columns never are.",
+            )
+    taken = [table.column(n) for n in columns if n not in rollups]
+    features = [rollups[n] for n in columns if n in rollups]
+    found = _select(store, contract, [table.customer_id, *taken], features)
+    place = {c.name: f"c{i}" for i, c in enumerate(taken, 1)} | {
+        f.name: f"x{i}" for i, f in enumerate(features)
+    }
+    return pa.table({name: found[place[name]] for name in columns})
+
+
+def _analysable(column: Column) -> bool:
+    return column.role not in (Role.PII, Role.CUSTOMER_ID)
 
 
 def holdout_mask(tokens: Sequence[str], keyring: KeySource, fraction: float) -> npt.NDArray[np.bool_]:
@@ -87,6 +101,27 @@ def holdout_mask(tokens: Sequence[str], keyring: KeySource, fraction: float) -> 
     uniform = keyed_uniform(tokens, keyring.data_key("holdout"), purpose="holdout")
     held_out: npt.NDArray[np.bool_] = uniform < fraction
     return held_out
+
+
+def _select(
+    store: Store, contract: Contract, columns: Sequence[Column], features: Sequence[Feature]
+) -> pa.Table:
+    """c0, c1, … the customers table's columns, x0, x1, … the roll-ups, ordered by c0: the customer id's token."""
+    table = contract.customer_table
+    selected = ", ".join(f"c.{quoted(c.name)} AS c{i}" for i, c in enumerate(columns))
+    joins, parameters = [], []
+    rolled: dict[str, str] = {}
+    for n, name in enumerate(dict.fromkeys(f.table for f in features)):
+        group = [f for f in features if f.table == name]
+        sql, bound = _roll_up(store, contract, contract.table(name), group)
+        joins.append(f"LEFT JOIN ({sql}) AS r{n} ON r{n}.id = c.{quoted(table.customer_id.name)}")
+        parameters += bound
+        rolled |= {f.name: _clipped(f, f"r{n}.f{i}") for i, f in enumerate(group)}
+    values = "".join(f", {rolled[f.name]} AS x{i}" for i, f in enumerate(features))
+    return store.query(
+        f"SELECT {selected}{values} FROM {quoted(table.name)} AS c {' '.join(joins)} ORDER BY 1",  # noqa: S608
+        parameters,
+    )
 
 
 def _roll_up(

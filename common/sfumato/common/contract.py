@@ -149,6 +149,9 @@ class Aggregate(StrEnum):
     DAYS_SINCE_LAST = "days_since_last"
 
 
+ZERO_WITHOUT_ROWS = (Aggregate.COUNT, Aggregate.SUM, Aggregate.DISTINCT)  # the others are null then
+
+
 class Feature(_Bounded):
     """A per-customer roll-up of another table, clipped to public bounds; computed inside the vault.
 

@@ -24,8 +24,13 @@ class NoisySum:
 class Analysis(Protocol):
     """One question over one contract. Public: it knows no data. Rounds are numbered from 0."""
 
-    shares: tuple[float, ...]  # of the job's budget (as mu squared), one a round; they add up to 1
-    columns: tuple[str, ...]  # of the customer frame, that `contribute` reads
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Of the job's budget (as mu squared), one a round; they add up to 1."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Of the analyses' customer frame, that `contribute` reads."""
 
     def max_norm(self, round_: int) -> float:
         """The l2 bound of one customer's vector in this round."""
@@ -48,7 +53,9 @@ class Analysis(Protocol):
 class AnalysisModule(Protocol):
     """What a file of the catalogue offers."""
 
-    Question: type[BaseModel]
+    @property
+    def Question(self) -> type[BaseModel]:  # noqa: N802 - a class of the module
+        """The job file's [question], typed."""
 
     def build(self, question: Any, contract: Contract) -> Analysis:
         """Raises BadInput where the question names what the contract does not declare."""

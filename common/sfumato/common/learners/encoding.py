@@ -55,10 +55,11 @@ class Encoded:
 def model_features(contract: Contract) -> tuple[FeatureSpec, ...]:
     """The model's inputs in a fixed order: the customers' feature and amount columns, then the roll-ups."""
     columns = [c for c in contract.customer_table.columns if c.role in (Role.FEATURE, Role.AMOUNT)]
-    return (*map(_from_column, columns), *map(_from_rollup, contract.features))
+    return (*map(column_spec, columns), *map(rollup_spec, contract.features))
 
 
-def _from_column(c: Column) -> FeatureSpec:
+def column_spec(c: Column) -> FeatureSpec:
+    """Of a column that is a category, a boolean or a bounded number."""
     if c.type is ColumnType.BOOLEAN:
         return FeatureSpec(c.name, categories=BOOLEAN_CATEGORIES)
     if c.type is ColumnType.CATEGORY:
@@ -68,7 +69,8 @@ def _from_column(c: Column) -> FeatureSpec:
     )
 
 
-def _from_rollup(f: Feature) -> FeatureSpec:
+def rollup_spec(f: Feature) -> FeatureSpec:
+    """Of a roll-up: always a bounded number."""
     whole = f.aggregate in ("count", "distinct", "days_since_last")
     return FeatureSpec(f.name, bounds=f.bounds, scale=f.scale, edges=f.edges, integer=whole, derived=True)
 
@@ -134,14 +136,15 @@ class Encoder:
         g = 0
         for i, (spec, edges) in enumerate(zip(self.features, self._edges, strict=True)):
             if edges is None:
-                codes[:, i] = _category_codes(columns[spec.name], spec.categories or ())
+                codes[:, i] = category_codes(columns[spec.name], spec.categories or ())
             else:
-                codes[:, i], numeric[:, g] = _number_codes(columns[spec.name], spec, edges)
+                codes[:, i], numeric[:, g] = number_codes(columns[spec.name], spec, edges)
                 g += 1
         return Encoded(codes, numeric, self.cardinalities)
 
 
-def _category_codes(values: Values, categories: Sequence[str]) -> npt.NDArray[np.int64]:
+def category_codes(values: Values, categories: Sequence[str]) -> npt.NDArray[np.int64]:
+    """Each value's place in the list, then one code for any other, then one for null. Raises BadInput."""
     column = _arrow(values)
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
@@ -157,9 +160,10 @@ def _category_codes(values: Values, categories: Sequence[str]) -> npt.NDArray[np
     return np.where(null, len(categories) + 1, found).astype(np.int64)
 
 
-def _number_codes(
+def number_codes(
     values: Values, spec: FeatureSpec, edges: npt.NDArray[np.float64]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """Each number's bin, null after the last, and the number itself in [-1, 1] (0 for null)."""
     assert spec.bounds is not None
     number = np.asarray(_arrow(values).cast(pa.float64(), safe=False).fill_null(np.nan), dtype=np.float64)
     null = np.isnan(number)
