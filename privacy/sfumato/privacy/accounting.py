@@ -7,9 +7,10 @@ sequence. Epsilons are in nats.
 """
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,9 @@ from dp_accounting.rdp import RdpAccountant, compute_epsilon
 from sfumato.common.canonical import canonical_bytes
 
 Curve = npt.NDArray[np.float64]
+Population = Literal[
+    "training", "holdout", "all"
+]  # whose cost: customers are in one of the first two for good
 
 ORDERS: tuple[float, ...] = (
     *(1 + x / 10 for x in range(1, 100)),
@@ -36,9 +40,24 @@ PLD_INTERVAL = 1e-3
 
 def gaussian_training(noise_multiplier: float, sample_rate: float, steps: int) -> DpEvent:
     """`steps` of DP-SGD with Poisson sampling (Abadi et al. 2016)."""
-    gaussian = dp_event.GaussianDpEvent(noise_multiplier)
-    step = gaussian if sample_rate >= 1 else dp_event.PoissonSampledDpEvent(sample_rate, gaussian)
-    return dp_event.SelfComposedDpEvent(step, steps)
+    return dp_event.SelfComposedDpEvent(gaussian(noise_multiplier, sample_rate), steps)
+
+
+def gaussian(noise_multiplier: float, sample_rate: float = 1.0) -> DpEvent:
+    """A sum with Gaussian noise of noise_multiplier l2 bounds, over all customers or a Poisson sample of them."""
+    whole = dp_event.GaussianDpEvent(noise_multiplier)
+    return whole if sample_rate >= 1 else dp_event.PoissonSampledDpEvent(sample_rate, whole)
+
+
+def in_any_branch(sample_rate: float, max_branches_per_customer: int) -> float:
+    """The rate at which a customer is in the sample of any of their branches, which draw one by one.
+
+    A secure sum's noise is scaled for all their vectors at once; to count them all whenever one of them is in
+    costs more than what happens (docs/protocol.md).
+    """
+    if max_branches_per_customer == 1 or sample_rate >= 1:
+        return sample_rate
+    return -math.expm1(max_branches_per_customer * math.log1p(-sample_rate))
 
 
 def discrete_laplace(scale: float, l1_sensitivity: int = 1) -> DpEvent:
@@ -166,9 +185,22 @@ def pld_epsilon(events: Sequence[DpEvent], delta: float) -> float:
     accountant = PLDAccountant(
         NeighboringRelation.ADD_OR_REMOVE_ONE, value_discretization_interval=PLD_INTERVAL
     )
-    for encoded, count in _tally(events).items():
-        accountant.compose(decode_event(json.loads(encoded)), count)
+    for event, count in _merged(_tally(events)):
+        accountant.compose(event, count)
     return max(0.0, float(accountant.get_epsilon(delta)))
+
+
+def _merged(counts: dict[bytes, int]) -> Iterator[tuple[DpEvent, int]]:
+    """All Gaussians as the one that they compose to, exactly; every other event with its count."""
+    mu_squared = 0.0
+    for encoded, count in counts.items():
+        event = decode_event(json.loads(encoded))
+        if isinstance(event, dp_event.GaussianDpEvent):
+            mu_squared += count / event.noise_multiplier**2
+        else:
+            yield event, count
+    if mu_squared:
+        yield dp_event.GaussianDpEvent(1 / math.sqrt(mu_squared)), 1
 
 
 def _tally(events: Sequence[DpEvent]) -> dict[bytes, int]:
@@ -186,6 +218,29 @@ def _tally(events: Sequence[DpEvent]) -> dict[bytes, int]:
                 encoded = canonical_bytes(encode_event(event))
                 counts[encoded] = counts.get(encoded, 0) + 1
     return counts
+
+
+def round_up(noise_multiplier: float) -> float:
+    """To four significant digits, upwards: two machines whose mathematics differ in a last bit agree on it."""
+    step = 10.0 ** (math.floor(math.log10(noise_multiplier)) - 3)
+    return float(f"{math.ceil(noise_multiplier / step * (1 - 1e-12)) * step:.4g}")
+
+
+@lru_cache(maxsize=256)
+def calibrate_gaussian(target_epsilon: float, delta: float) -> float:
+    """Smallest noise multiplier (within .1%) of one Gaussian that costs at most target_epsilon at delta.
+
+    Gaussians compose by adding 1 / z^2 (Dong, Roth & Su 2022, cor. 3.3): one of these may be split into many.
+    """
+    low, high = 0.05, 0.1
+    while pld_epsilon([gaussian(high)], delta) > target_epsilon:
+        low, high = high, 2 * high
+    while high - low > 5e-4 * low:
+        middle = (low + high) / 2
+        low, high = (
+            (middle, high) if pld_epsilon([gaussian(middle)], delta) > target_epsilon else (low, middle)
+        )
+    return round_up(high)
 
 
 @lru_cache(maxsize=64)

@@ -19,11 +19,10 @@ from sfumato.common.codec import Vector
 from sfumato.common.errors import Refusal, RefusalCode
 from sfumato.common.messages import Cost, ReleasedAnswer, What
 from sfumato.privacy import accounting
-from sfumato.privacy.accounting import Curve
+from sfumato.privacy.accounting import Curve, Population
 from sfumato.privacy.ledger import Entry, Ledger, Transaction
 from sfumato.privacy.mechanisms import Mechanism
 
-Population = Literal["training", "holdout", "all"]
 POPULATIONS: tuple[Literal["training", "holdout"], ...] = ("training", "holdout")
 Curves = dict[str, Curve]  # one Rényi curve a population
 SLACK = 1e-9  # relative; the sum of many small curves against one large curve
