@@ -352,7 +352,10 @@ def _optimizer(net: nn.Module, name: OptimizerName, learning_rate: float) -> tor
 
 
 def _check(net: nn.Module, encoded: Encoded, labels: npt.NDArray[Any], **positive: float) -> None:
-    if ModuleValidator.validate(net, strict=False):
+    was_training = net.training
+    faults = ModuleValidator.validate(net.train(), strict=False)  # in eval mode it refuses every net
+    net.train(was_training)
+    if faults:
         raise ValueError("the net has a layer that mixes customers or that Opacus cannot clip")
     if len(labels) != len(encoded):
         raise ValueError(f"{len(encoded)} customers but {len(labels)} labels")
