@@ -189,7 +189,9 @@ def _noise(what: str, noise: _Noise, level: float) -> Finding:
     below = math.sqrt(low / _chi2(n, SEEN_WITH))
     above = math.sqrt(high / _chi2(n, 1 - SEEN_WITH))
     power = f"noise below {below:.0%} or above {above:.0%} of the claim"
-    return _finding("noise", what, "noise, over claimed", 1, math.sqrt(noise.ratio), p, level, power)
+    return _finding(
+        "noise", what, "noise, as a part of the claim", 1, math.sqrt(noise.ratio), p, level, power
+    )
 
 
 def _chi2(n: int, p: float) -> float:

@@ -1,0 +1,104 @@
+"""`sfumato audit …`: what a compliance officer checks without asking anybody."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from sfumato.common.errors import BadInput
+
+if TYPE_CHECKING:
+    from sfumato.privacy.audit import Finding, Verdict
+
+audit = typer.Typer(help="Check what was promised: the record, and the running code.", no_args_is_help=True)
+console = Console(highlight=False)
+
+CONTRADICTED = 8  # exit code
+LONG = 40  # findings; of more, only those that are not consistent are listed
+
+
+@audit.callback()
+def _audit() -> None:
+    """Check what was promised: the record, and the running code."""
+
+
+@audit.command("privacy")
+def audit_privacy(
+    run: Annotated[
+        str, typer.Argument(help="A run's number (with --coordinator), its directory, or its audit.json.")
+    ],
+    home: Annotated[
+        Path | None, typer.Option("--coordinator", help="The coordinator's directory.", show_default=False)
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="List every test of a long audit.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the verdict as JSON.")] = False,
+) -> None:
+    """Hold a run's phantom slots against its claim. Exit code 8 if they contradict it, else 0."""
+    from sfumato.privacy.audit import assess, from_json
+
+    verdict = assess(from_json(_evidence_file(run, home).read_bytes()))
+    if as_json:
+        typer.echo(verdict.to_json())
+    else:
+        _print(verdict, everything=everything)
+    if verdict.contradicted:
+        raise typer.Exit(CONTRADICTED)
+
+
+def _evidence_file(run: str, home: Path | None) -> Path:
+    if home is not None and run.isdecimal():
+        path = home / "runs" / run / "audit.json"
+    else:
+        path = Path(run) / "audit.json" if Path(run).is_dir() else Path(run)
+    if not path.is_file():
+        raise BadInput(
+            f"{path}: no evidence of an audit here",
+            hint="Give a run's directory, its audit.json, or its number with --coordinator.",
+        )
+    return path
+
+
+def _print(verdict: "Verdict", *, everything: bool) -> None:
+    if not verdict.findings:
+        console.print("Unaudited: the job had no phantom slots (audit.empty_slots, audit.canaries).")
+        return
+    short = everything or len(verdict.findings) <= LONG
+    shown = [f for f in verdict.findings if short or f.outcome != "consistent"]
+    for what in dict.fromkeys(f.what for f in shown):
+        _print_answer(what, [f for f in shown if f.what == what])
+    tests = len(verdict.findings)
+    if len(shown) < tests:
+        console.print(f"{tests - len(shown)} more tests are consistent with the claim (--all lists them).")
+    console.print(
+        f"Verdict: [bold]{verdict.outcome}[/] by {_count(tests, 'test')} on {_count(verdict.releases, 'answer')}. "
+        f"{_MEANING[verdict.outcome]}".format(tests / 1000)
+    )
+
+
+def _print_answer(what: str, findings: list["Finding"]) -> None:
+    table = Table(
+        "test", "measured quantity", "claim", "measured", "p", "verdict", title=escape(what), box=None
+    )
+    table.title_justify = "left"
+    for f in findings:
+        row = (f.test, f.quantity, f"{f.claimed:.3g}", f"{f.measured:.3g}", f"{f.p:.2g}", f.outcome)
+        table.add_row(*row, style="" if f.outcome == "consistent" else "bold red")
+    console.print(table)
+    console.print("  It would have contradicted, 95 times in 100:")
+    for f in findings:
+        console.print(f"    {f.test}: {f.power}")
+    console.print()
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+_MEANING = {
+    "consistent": "What was seen fits the claim; no more is proven.",
+    "flagged": "Correct code is flagged by {:.2g} of so many tests on average: look again, nothing is withheld.",
+    "contradicted": "The code did not do what was claimed: the coordinator publishes nothing of this run.",
+}
