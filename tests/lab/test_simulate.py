@@ -8,8 +8,10 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 import pytest
+from pydantic import TypeAdapter
 
 from sfumato.client.ingest.load import open_source
+from sfumato.common.enrolment import BranchName
 from sfumato.common.errors import BadInput
 from sfumato.lab.partition import REST, NumberedSource, split
 
@@ -134,6 +136,19 @@ def test_every_row_lands_in_one_branch(toy: Path) -> None:
         ids = [i for p in parts.values() for i in pa.parquet.read_table(p).column("id").to_pylist()]
         assert sorted(ids) == [f"c{i:04d}" for i in range(600)]
         assert len(parts) == 4 and min(pa.parquet.read_metadata(p).num_rows for p in parts.values()) > 100
+
+
+def test_whatever_a_column_holds_branches_get_names_that_branches_may_have(toy: Path) -> None:
+    cities = ["Zürich", "zurich", "", None, "東京", "京都", "x" * 90]
+    table = pa.parquet.read_table(toy / "toy.parquet")
+    column = pa.array([cities[i % 7] for i in range(600)])
+    pa.parquet.write_table(table.set_column(1, "city", column), toy / "named.parquet")
+    source = open_source(toy / "named.parquet")
+    parts = split(source, toy / "p", column="city", branches=7, min_branch_size=1)
+    assert len(parts) == 7 and len(set(parts.values())) == 7
+    assert {"zurich", "zurich-2", "none", "branch", "branch-2", "branch-3", "x" * 50} == parts.keys()
+    for name in parts:
+        TypeAdapter(BranchName).validate_python(name)
 
 
 def test_row_numbers_become_a_column(toy: Path) -> None:

@@ -176,6 +176,7 @@ def status(home: Home) -> None:
     grid.add_row("courier", s.courier)
     grid.add_row("contract", s.contract)
     grid.add_row("loaded", ", ".join(s.loaded) or "nothing yet")
+    grid.add_row("pinned", f"{s.pinned} other branches" if s.pinned != 1 else "1 other branch")
     grid.add_row("budget", f"epsilon {s.spending.budget:g} at delta {s.spending.delta:g}")
     grid.add_row("spent", f"epsilon {s.spending.spent:.4f} (filter), {s.spending.reported:.4f} (report, PLD)")
     grid.add_row("reserved", f"epsilon {max(0.0, s.spending.reserved - s.spending.spent):.4f} for open jobs")
@@ -233,6 +234,36 @@ def approve(
         raise BadInput("a job hash is 64 hex digits", hint="`sfumato job submit --dry-run` prints it.")
     BranchHome(home).approve(job_hash)
     console.print(f"Approved {job_hash}.")
+
+
+@app.command()
+def pin(
+    home: Home,
+    file: Annotated[
+        list[Path],
+        typer.Argument(help="The coordinator's list of members, or enrolment.json of other branches."),
+    ],
+    replace: Annotated[
+        bool,
+        typer.Option("--replace", help="Take this list for the whole: changed keys in, other names out."),
+    ] = False,
+) -> None:
+    """Pin the other branches' keys: only with them does this branch join a secure sum. Needs no restart."""
+    from sfumato.client.home import BranchHome
+    from sfumato.client.pinning import pin as pin_members
+    from sfumato.client.pinning import read_members
+    from sfumato.common.enrolment import fingerprint
+
+    branch = BranchHome(home)
+    done = pin_members(branch, read_members(file), replace=replace)
+    table = Table("branch", "fingerprint of its key", "", box=None)
+    for name, key in done.members.items():
+        own = ", this branch" if name == branch.name else ""
+        table.add_row(name, fingerprint(key), done.news(name) + own)
+    for name in sorted(done.removed):
+        table.add_row(name, "", "removed")
+    console.print(table)
+    console.print("Compare each fingerprint with its branch, by telephone, before the next secure sum.")
 
 
 @app.command()

@@ -3,7 +3,7 @@
 branch.toml       name, and which system user runs the vault
 enrolment.json    public keys, to be handed to the coordinator
 courier/          node key, CA, configuration: what the network side needs, and nothing else
-vault/            0700: keyring, sealed store, ledger, policy, contract, pinned job keys
+vault/            0700: keyring, sealed store, ledger, policy, contract, pinned job keys and other branches' keys
 run/              the unix socket between the two
 """
 
@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from sfumato.client.policy import Policy
 from sfumato.common.contract import Contract, load_contract
+from sfumato.common.enrolment import Members
 from sfumato.common.errors import BadInput, Insecure
 from sfumato.common.job import key_id
 from sfumato.common.private_files import replace
@@ -62,6 +63,10 @@ class BranchHome:
     def approvals(self) -> Path:
         return self.vault / "approvals.txt"
 
+    @property
+    def pinned(self) -> Path:
+        return self.vault / "members.json"
+
     def settings(self) -> dict[str, Any]:
         """branch.toml. Raises BadInput when this is not a branch's directory."""
         try:
@@ -92,9 +97,15 @@ class BranchHome:
         known = self.approvals.read_text().split() if self.approvals.exists() else []
         if job_hash in known:
             raise BadInput(f"{job_hash[:12]}… is approved already")
-        replace(self.approvals, "".join(f"{h}\n" for h in [*known, job_hash]).encode())
-        owner = self.vault.stat()
-        os.chown(self.approvals, owner.st_uid, owner.st_gid)
+        data = "".join(f"{h}\n" for h in [*known, job_hash]).encode()
+        replace(self.approvals, data, owner=self.vault.stat())
+
+    def members(self) -> dict[str, Ed25519PublicKey]:
+        """The branches that `branch pin` pinned, this one among them, by name; none before. Read anew each time.
+
+        Raises BadInput if the file is not what was written.
+        """
+        return Members.load(self.pinned).keys if self.pinned.exists() else {}
 
     def job_keys(self) -> dict[str, Ed25519PublicKey]:
         """The risk team's keys that this branch has pinned, by key id."""

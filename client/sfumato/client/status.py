@@ -27,6 +27,7 @@ class BranchStatus:
     courier: str
     contract: str
     loaded: list[str]
+    pinned: int  # other branches whose keys this one knows
     spending: Spending
     jobs: list[JobLine]
 
@@ -55,6 +56,7 @@ def read_status(path: Path) -> BranchStatus:
         courier=running["courier"],
         contract=f"{settings['contract']} ({ledger.genesis['contract'][:12]})",
         loaded=sorted({str(e.body["table"]) for e in ledger.entries("ingest")}),
+        pinned=len(home.members().keys() - {home.name}),
         spending=Door(ledger).spending(),
         jobs=jobs,
     )
@@ -76,6 +78,10 @@ def describe_entry(entry: Entry) -> str:
             return f"{body['releases']} releases, epsilon {body['epsilon']:.4f} (PLD)"
         case "ingest":
             return f"{body['table']} ({body['mode']})"
+        case "pin":
+            return ", ".join(
+                f"{n} {what}" for what in ("added", "changed", "removed") if (n := len(body[what]))
+            )
         case "reveal":
             return f"{body['table']}.{body['column']} of {body['customers']} customers: {body['reason']}"
     return ""

@@ -1,13 +1,15 @@
-"""What a coordinator and a branch hand each other before they ever connect: an invitation, an enrolment.
+"""What a coordinator and a branch hand each other before they ever connect: an invitation, an enrolment, members.
 
-Both are public JSON files, carried by a person. The invitation pins the coordinator (its CA, the risk team's
-job key); the enrolment gives the branch's two public keys. Private keys stay where they were made.
+All are public JSON files, carried by a person. The invitation pins the coordinator (its CA, the risk team's
+job key); the enrolment gives the branch's two public keys; the members are every branch's ledger key, which each
+branch pins before it joins a secure sum. Private keys stay where they were made.
 """
 
 import base64
+import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
@@ -29,6 +31,7 @@ Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 class _Public(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+    what: ClassVar[str]
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -37,10 +40,11 @@ class _Public(BaseModel):
             return cls.model_validate(json.loads(path.read_bytes()))
         except FileNotFoundError:
             raise BadInput(f"{path}: no such file") from None
+        except OSError as e:
+            raise BadInput(f"{path}: cannot be read ({e.strerror})") from None
         except ValidationError as e:
-            what = cls.__name__.lower()
-            raise BadInput(f"{path}: not a valid {what}\n  {validation_lines(e)}") from None
-        except ValueError:
+            raise BadInput(f"{path}: not a valid {cls.what}\n  {validation_lines(e)}") from None
+        except (ValueError, RecursionError):
             raise BadInput(f"{path}: not JSON") from None
 
     def dump(self) -> bytes:
@@ -50,6 +54,7 @@ class _Public(BaseModel):
 class Invitation(_Public):
     """Coordinator to branch. `superlink` and `session` are host:port; keys are raw Ed25519 in base64."""
 
+    what = "invitation"
     format: Literal[1] = 1
     superlink: Address
     session: Address
@@ -67,6 +72,7 @@ class Invitation(_Public):
 class Enrolment(_Public):
     """Branch to coordinator. `node_public_key` is PEM (P-256 or P-384): what Flower registers."""
 
+    what = "enrolment"
     format: Literal[1] = 1
     name: BranchName
     node_public_key: str
@@ -77,6 +83,66 @@ class Enrolment(_Public):
         node_public_key(self.node_public_key.encode())
         ed25519_public_key(self.ledger_public_key)
         return self
+
+
+class Member(_Public):
+    """One branch as the others know it: its name, and the key that signs its ledger and its job keys."""
+
+    what = "member"
+    name: BranchName
+    ledger_public_key: str
+
+    @model_validator(mode="after")
+    def _readable(self) -> Self:
+        ed25519_public_key(self.ledger_public_key)
+        return self
+
+    @property
+    def key(self) -> Ed25519PublicKey:
+        return ed25519_public_key(self.ledger_public_key)
+
+
+class Members(_Public):
+    """Every enrolled branch, each name and each key once: what a coordinator hands out and a vault pins.
+
+    Not to be confused with `messages.Roster`, the fresh keys of one job, which these keys must have signed.
+    """
+
+    what = "list of members"
+    format: Literal[1] = 1
+    members: Annotated[tuple[Member, ...], Field(max_length=10_000)]
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        names: set[str] = set()
+        owners: dict[bytes, str] = {}
+        for member in self.members:
+            if member.name in names:
+                raise ValueError(f"branch {member.name!r} is named twice")
+            names.add(member.name)
+            other = owners.setdefault(member.key.public_bytes_raw(), member.name)
+            if other != member.name:
+                raise ValueError(f"branches {other!r} and {member.name!r} have the same key")
+        return self
+
+    @classmethod
+    def of(cls, keys: dict[str, Ed25519PublicKey]) -> Self:
+        """Sorted by name. Raises BadInput when two branches have one key."""
+        members = [Member(name=name, ledger_public_key=ed25519_text(keys[name])) for name in sorted(keys)]
+        try:
+            return cls(members=tuple(members))
+        except ValidationError as e:
+            raise BadInput(f"not a valid {cls.what}\n  {validation_lines(e)}") from None
+
+    @property
+    def keys(self) -> dict[str, Ed25519PublicKey]:
+        return {m.name: m.key for m in self.members}
+
+
+def fingerprint(key: Ed25519PublicKey) -> str:
+    """The first 96 bits of the raw key's SHA-256, in groups of four hex digits: to be read out by telephone."""
+    digits = hashlib.sha256(key.public_bytes_raw()).hexdigest()[:24]
+    return " ".join(digits[i : i + 4] for i in range(0, 24, 4))
 
 
 def ed25519_public_key(text: str) -> Ed25519PublicKey:

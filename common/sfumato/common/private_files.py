@@ -33,9 +33,9 @@ def write_new(path: Path, data: bytes, *, mode: int = 0o600) -> None:
     _sync_directory(path.parent)
 
 
-def replace(path: Path, data: bytes, *, mode: int = 0o600) -> None:
-    """Write a file, whole or not at all, in place of the one that may be there."""
-    temporary = _write_beside(path, data, mode)
+def replace(path: Path, data: bytes, *, mode: int = 0o600, owner: os.stat_result | None = None) -> None:
+    """Write a file, whole or not at all, in place of the one that may be there; for `owner` if root writes it."""
+    temporary = _write_beside(path, data, mode, owner)
     try:
         temporary.replace(path)
     except OSError:
@@ -76,12 +76,14 @@ def _require_private(path: Path, *, directory: bool) -> None:
         )
 
 
-def _write_beside(path: Path, data: bytes, mode: int) -> Path:
+def _write_beside(path: Path, data: bytes, mode: int, owner: os.stat_result | None = None) -> Path:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
         with os.fdopen(descriptor, "wb") as out:
             os.fchmod(descriptor, mode)  # whatever the umask takes away: a public file must be readable
+            if owner is not None and os.geteuid() == 0:
+                os.fchown(descriptor, owner.st_uid, owner.st_gid)
             out.write(data)
             out.flush()
             os.fsync(out.fileno())

@@ -17,12 +17,13 @@ from typing import Any, Self
 
 from sfumato.client.home import BranchHome
 from sfumato.client.ingest.load import ingest, open_source
+from sfumato.client.pinning import pin
 from sfumato.client.policy import Policy
 from sfumato.client.setup import init_branch
 from sfumato.client.vault.store import Store
 from sfumato.common.contract import Contract, load_contract
 from sfumato.common.errors import LedgerBroken, Unavailable
-from sfumato.common.job import Job, sign_job
+from sfumato.common.job import AnalysisJob, ChurnNetJob, sign_job
 from sfumato.common.messages import LedgerHead
 from sfumato.common.private_files import write_new
 from sfumato.common.processes import free_ports, python, quiet_environment, start_child, stop_group
@@ -96,7 +97,8 @@ class Federation:
         vault_user: str | None = None,
         courier_user: str | None = None,
     ) -> BranchHome:
-        """`branch init`, `branch ingest` of each table's file in `folder`, `coordinator enrol`, `branch start`."""
+        """`branch init`, `branch ingest` of each table's file in `folder`, `coordinator enrol`, `branch pin` at
+        every branch, `branch start`."""
         passphrase = secrets.token_urlsafe(24)
         branch = init_branch(
             self.path / name,
@@ -115,9 +117,15 @@ class Federation:
         register_branches(self.home, self.control)
         _ingest_all(branch, folder, passphrase)
         self.branches[name] = branch
+        self._pin_everywhere()
         if start:
             self.start_branch(name)
         return branch
+
+    def _pin_everywhere(self) -> None:
+        members = self.home.members()
+        for branch in self.branches.values():
+            pin(branch, members)
 
     def start_branch(self, name: str) -> Process:
         """`sfumato branch start`, as an operator would type it."""
@@ -153,7 +161,7 @@ class Federation:
 
     # --- jobs --------------------------------------------------------------------------------------------
 
-    def submit(self, job: Job, *, valid_for: timedelta = timedelta(hours=1)) -> int:
+    def submit(self, job: ChurnNetJob | AnalysisJob, *, valid_for: timedelta = timedelta(hours=1)) -> int:
         """`sfumato job submit`: sign and start. Returns the run's number."""
         return self.control.submit(sign_job(job, self.contract, self.home.job_key(), valid_for=valid_for))
 

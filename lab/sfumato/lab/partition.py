@@ -1,10 +1,13 @@
 """One file, several branches: checked once as a whole, then split as a job would find it at real branches."""
 
 import hashlib
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +63,8 @@ def split(
 ) -> dict[str, Path]:
     """Write one Parquet file a branch, by a column or by a fixed hash of the row number. Raises BadInput.
 
-    Values of `column` with fewer than `min_branch_size` rows become one branch named "rest".
+    Values of `column` with fewer than `min_branch_size` rows become one branch named "rest". The keys are names
+    as a branch may have them (a-z, 0-9, -), made from the values.
     """
     into.mkdir(mode=0o700, parents=True, exist_ok=True)
     sizes = _sizes(source, column) if column is not None else {}
@@ -68,7 +72,7 @@ def split(
         raise BadInput(
             f"{source.name}: column {column!r} has one value only", hint="Use --branches N instead."
         )
-    kept = {value for value, count in sizes.items() if count >= min_branch_size}
+    kept = {value for value, rows in sizes.items() if rows >= min_branch_size}
     files: dict[str, Path] = {}
     with ExitStack() as stack, source.open() as reader:
         writers: dict[str, pq.ParquetWriter] = {}
@@ -79,7 +83,17 @@ def split(
                     files[name] = into / f"{len(writers):04d}.parquet"
                     writers[name] = stack.enter_context(pq.ParquetWriter(files[name], part.schema))
                 writers[name].write_table(part)
-    return dict(sorted(files.items()))
+    return dict(sorted(zip(_branch_names(list(files)), files.values(), strict=True)))
+
+
+def _branch_names(values: list[str]) -> list[str]:
+    names: list[str] = []
+    for value in values:
+        ascii_only = unicodedata.normalize("NFKD", value).encode("ascii", "ignore").decode().lower()
+        name = re.sub(r"[^a-z0-9]+", "-", ascii_only).strip("-")[:50] or "branch"
+        tries = (name if n == 1 else f"{name}-{n}" for n in count(1))
+        names.append(next(t for t in tries if t not in names))
+    return names
 
 
 def _sizes(source: Source, column: str) -> Counter[str]:

@@ -66,6 +66,25 @@ def coordinator_enrol(
         control.close()
 
 
+@coordinator.command("roster")
+def coordinator_roster(
+    home: Home,
+    out: Annotated[Path, typer.Option(help="The JSON file to write; it is public.")],
+) -> None:
+    """Write every enrolled branch's name and key, for all of them to pin (`sfumato branch pin`)."""
+    from sfumato.common.enrolment import fingerprint
+    from sfumato.common.private_files import replace
+    from sfumato.server.home import CoordinatorHome
+
+    members = CoordinatorHome.load(home).members()
+    replace(out, members.dump(), mode=0o644)
+    table = Table("branch", "fingerprint of its key", box=None)
+    for member in members.members:
+        table.add_row(member.name, fingerprint(member.key))
+    console.print(table)
+    console.print(f"Wrote {out}. Each branch pins it, and compares fingerprints with the others.")
+
+
 @coordinator.command("start")
 def coordinator_start(home: Home) -> None:
     """Run the SuperLink and the executor for jobs until Ctrl-C."""

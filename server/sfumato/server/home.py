@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from sfumato.common.bundle import approved_hash
 from sfumato.common.contract import read_toml
-from sfumato.common.enrolment import Enrolment, Invitation, ed25519_text
+from sfumato.common.enrolment import Enrolment, Invitation, Members, ed25519_public_key, ed25519_text
 from sfumato.common.errors import BadInput, Insecure
 from sfumato.common.private_files import private_directory, read_private, replace, require_private, write_new
 from sfumato.server.certificates import new_authority, new_server_certificate
@@ -184,6 +184,13 @@ class CoordinatorHome:
         return tuple(
             Branch(Enrolment.load(p), _node_id(p.with_suffix(".node"))) for p in sorted(folder.glob("*.json"))
         )
+
+    def members(self) -> Members:
+        """What every branch pins: the enrolled ones' names and ledger keys. Raises BadInput if there are none."""
+        branches = self.branches()
+        if not branches:
+            raise BadInput(f"{self.path}: no branch is enrolled", hint="sfumato coordinator enrol")
+        return Members.of({b.name: ed25519_public_key(b.enrolment.ledger_public_key) for b in branches})
 
     def note_node(self, name: str, node_id: int) -> None:
         """Remember under which node id Flower knows the branch."""
