@@ -6,14 +6,18 @@ whose sensitivity is known, states its `event` beforehand, and computes nothing 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
+from math import ceil, sqrt
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-from dp_accounting.dp_event import DpEvent
+from dp_accounting.dp_event import DpEvent, GaussianDpEvent, PoissonSampledDpEvent
 
 from sfumato.common.codec import Vector
+from sfumato.common.fixed_point import GRID
 from sfumato.privacy import accounting
+from sfumato.privacy.bounded import BoundedSum
 from sfumato.privacy.noise import SecureRandom
 
 
@@ -89,3 +93,81 @@ class DpSgdTraining:
 
     def __repr__(self) -> str:
         return f"DpSgdTraining(noise_multiplier={self.noise_multiplier}, steps={self.steps})"
+
+
+@dataclass(frozen=True, slots=True)
+class SumNoise:
+    """How much noise a sum needs, and what it then costs.
+
+    `noise_multiplier` is relative to all that one customer can move the total by: `times` vectors, one in each
+    branch that may hold them. Each branch takes customers in with probability `sample_rate`. Of `members` branches
+    up to `colluders` may leave out their share, so any members - colluders of them add all the noise that is claimed.
+    Raises ValueError unless the numbers are possible.
+    """
+
+    noise_multiplier: float
+    times: int = 1
+    sample_rate: float = 1.0
+    members: int = 1
+    colluders: int = 0
+
+    def __post_init__(self) -> None:
+        if not (0 < self.noise_multiplier < float("inf") and 0 < self.sample_rate <= 1 and self.times >= 1):
+            raise ValueError("Expected noise_multiplier > 0, sample_rate in (0, 1] and times >= 1.")
+        if not 0 <= self.colluders < self.members:
+            raise ValueError("Expected at least one member that does not collude.")
+
+    @property
+    def event(self) -> DpEvent:
+        """Gaussian; sampled, a customer is in the sum at all with probability 1 - (1 - q)^times, and then adds
+        less than the `times` vectors that are counted."""
+        gaussian = GaussianDpEvent(self.noise_multiplier)
+        if self.sample_rate == 1:
+            return gaussian
+        return PoissonSampledDpEvent(1 - (1 - self.sample_rate) ** self.times, gaussian)
+
+    def share_variance(self, l2_sensitivity: int) -> int:
+        """Of one branch's noise, in grid steps squared, rounded up. `l2_sensitivity`: of one vector, grid steps."""
+        whole = (Fraction(self.noise_multiplier) * self.times * l2_sensitivity) ** 2
+        return ceil(Fraction(ceil(whole), self.members - self.colluders))
+
+    def total_std(self, l2_sensitivity: int, max_norm: float) -> float:
+        """Of the noise in the whole total, in the contributions' own unit."""
+        return sqrt(self.members * self.share_variance(l2_sensitivity)) * (max_norm / GRID)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class GaussianSum:
+    """A bounded sum plus this branch's share of discrete Gaussian noise, masked where `mask` is given.
+
+    `l2_sensitivity` is declared beforehand, in grid steps: it fixes the noise before a customer is looked at.
+    `mask` changes a uint64 vector in place (`secure_sum.Pairing.mask`). `run` gives int64 modulo 2^64, and raises
+    ValueError, having released nothing, if the sum turns out to be more sensitive than declared.
+    """
+
+    contribution: Callable[[], BoundedSum]
+    noise: SumNoise
+    l2_sensitivity: int
+    rng: SecureRandom
+    mask: Callable[[npt.NDArray[np.uint64]], None] | None = None
+
+    @property
+    def event(self) -> DpEvent:
+        return self.noise.event
+
+    def run(self) -> Vector:
+        bounded = self.contribution()
+        if bounded.l2_sensitivity > self.l2_sensitivity:
+            raise ValueError("Expected a sum no more sensitive than declared.")
+        variance = self.noise.share_variance(self.l2_sensitivity)
+        share = bounded.total.view(np.uint64) + self.rng.discrete_gaussian(bounded.total.size, variance).view(
+            np.uint64
+        )
+        if self.mask is not None:
+            self.mask(share)
+        return share.view(np.int64)
+
+    def __repr__(self) -> str:
+        return (
+            f"GaussianSum({self.noise}, l2_sensitivity={self.l2_sensitivity}, masked={self.mask is not None})"
+        )

@@ -15,6 +15,8 @@ from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.ciphers.modes import CTR
 
+from sfumato.privacy import discrete_gaussian
+
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
@@ -112,6 +114,15 @@ class SecureRandom:
             raise ValueError("scale must lie in (0, 2^40]")
         t, s = Fraction(scale).as_integer_ratio()
         return np.array([self._one_discrete_laplace(t, s) for _ in range(size)], dtype=np.int64)
+
+    def discrete_gaussian(self, size: int, variance: int) -> Ints:
+        """`size` integers with P(x) proportional to exp(-x^2 / (2 variance)), exact (see the module of that name).
+
+        Canonne, Kamath & Steinke 2020 (arXiv 2004.00010), algorithm 3. For l2 sensitivity D its Rényi curve
+        is at most that of the Gaussian of noise multiplier sqrt(variance) / D. Raises ValueError unless
+        0 <= variance <= 2^100.
+        """
+        return discrete_gaussian.sample(self._words, size, variance)
 
     def _one_discrete_laplace(self, t: int, s: int) -> int:
         while True:
