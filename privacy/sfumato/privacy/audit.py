@@ -221,12 +221,13 @@ class _Share:
 
     ratio: float
     error: float
+    skew: float
     rate: float
     strength: float  # what one canary adds to one release, in units of its noise
 
     @classmethod
     def of(cls, evidence: Sequence[SumEvidence]) -> "_Share":
-        product = information = releases = rate = strength = 0.0
+        product = information = third = releases = rate = strength = 0.0
         for e in evidence:
             q, noise = e.sample_rate, (e.std / e.max_norm) ** 2
             coins = np.asarray(e.coins, dtype=np.float64)
@@ -234,20 +235,35 @@ class _Share:
             variance = e.steps * (noise + coins * q * (1 - q))
             product += float((expected * np.asarray(e.canary) / e.max_norm / variance).sum())
             information += float((expected**2 / variance).sum())
+            third += float(((expected / variance) ** 3 * coins).sum()) * e.steps * q * (1 - q) * (1 - 2 * q)
             releases += e.steps
             rate += e.steps * q
             strength += e.steps * q / math.sqrt(noise)
-        return cls(product / information, 1 / math.sqrt(information), rate / releases, strength / releases)
+        error = 1 / math.sqrt(information)
+        return cls(product / information, error, third * error**3, rate / releases, strength / releases)
 
     def seen_above(self, level: float) -> float:
         return 1 + float(special.ndtri(SEEN_WITH) - special.ndtri(level)) * self.error
+
+
+def _tail(z: float, skew: float) -> float:
+    """The chance of at least `z` under mean 0, variance 1 and this skewness: Pearson's type III, else Gaussian.
+
+    Few releases at a low rate are skewed, and a Gaussian's tail would call the honest ones too rare.
+    """
+    if abs(skew) < 1e-3:
+        return float(special.ndtr(-z))
+    shape = 4 / skew**2
+    if skew > 0:
+        return float(special.gammaincc(shape, max(0.0, shape + z * math.sqrt(shape))))
+    return float(special.gammainc(shape, max(0.0, shape - z * math.sqrt(shape))))
 
 
 def _canaries(what: str, share: _Share, noise: _Noise, level: float) -> Finding:
     """mu = signal over noise, both measured: what a distinguisher of one customer would have to work with."""
     measured_noise = math.sqrt(noise.ratio) if noise.slots else 1.0
     error = math.hypot(share.error, math.sqrt(0.5 / noise.slots) if noise.slots else 0.0)
-    p = special.ndtr((measured_noise - share.ratio) / error)
+    p = _tail((share.ratio - measured_noise) / error, share.skew * (share.error / error) ** 3)
     mu = share.strength * share.ratio / max(measured_noise, 1e-9)
     seen = 1 + float(special.ndtri(SEEN_WITH) - special.ndtri(level)) * error
     power = f"a mu above {share.strength * seen:.3g}"
@@ -255,7 +271,7 @@ def _canaries(what: str, share: _Share, noise: _Noise, level: float) -> Finding:
 
 
 def _clip_always(what: str, share: _Share, level: float) -> Finding:
-    p = special.ndtr((1 - share.ratio) / share.error)
+    p = special.ndtr((1 - share.ratio) / share.error)  # nothing is sampled: Gaussian
     power = f"a customer who adds {share.seen_above(level):.2f} bounds"
     return _finding("clip", what, "bounds that one customer adds", 1, share.ratio, p, level, power)
 
@@ -306,9 +322,10 @@ def _log_e(z: Floats, shift: float, share: float) -> float:
 
 def _rate(what: str, share: _Share, level: float) -> Finding:
     z = (share.ratio - 1) / share.error
-    p = special.ndtr(z) if share.rate == 1 else 2 * special.ndtr(-abs(z))
-    above = share.seen_above(level / 2) * share.rate
-    below = (2 - share.seen_above(level / 2)) * share.rate
-    seen = [f"below {below:.3g}"] * (below > 0) + [f"above {above:.3g}"] * (above < 1)
+    below, above = _tail(-z, -share.skew), _tail(z, share.skew)
+    p = below if share.rate == 1 else 2 * min(below, above)
+    high = share.seen_above(level / 2) * share.rate
+    low = 2 * share.rate - high
+    seen = [f"below {low:.3g}"] * (low > 0) + [f"above {high:.3g}"] * (high < 1)
     power = f"a rate {' or '.join(seen)}" if seen else "nothing: too few canaries"
     return _finding("rate", what, "rate of sampling", share.rate, share.ratio * share.rate, p, level, power)
