@@ -90,14 +90,14 @@ def check_roster(
     distinct = {key.public_bytes_raw() for key in keys.values()}
     if own not in ordered or not len(keys) == len(distinct) == len(ordered):
         raise Refusal(RefusalCode.BAD_ROSTER)
-    return CheckedRoster(job_id, keys, roster_hash(job_id, shares))
+    return CheckedRoster(job_id, keys, roster_hash(shares))
 
 
-def roster_hash(job_id: str, shares: Sequence[KeyShare]) -> str:
-    """Names a roster: SHA-256 of domain and the canonical bytes of job, branches (sorted) and their keys, in hex."""
+def roster_hash(shares: Sequence[KeyShare]) -> str:
+    """Names a roster: SHA-256 of domain and the canonical bytes of branches and keys, sorted, in hex."""
     ordered = sorted(shares, key=lambda share: share.branch)
     members = [{"branch": share.branch, "x25519": share.x25519} for share in ordered]
-    content = ROSTER_DOMAIN + canonical_bytes({"job_id": job_id, "members": members})
+    content = ROSTER_DOMAIN + canonical_bytes(members)
     return hashlib.sha256(content).hexdigest()
 
 

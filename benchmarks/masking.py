@@ -1,0 +1,95 @@
+"""How fast are masks and noise? One process, one thread, alternating runs, medians.
+
+    python benchmarks/masking.py [--coordinates 1000000] [--peers 10] [--runs 15]
+
+Beside ours: the raw keystream (AES-256-CTR into one buffer, no vector), and flwr's own mask generator (a Mersenne
+Twister from a 32-bit seed), alone and with the addition that its client does after it.
+"""
+
+import argparse
+import os
+import statistics
+import time
+from collections.abc import Callable
+
+import numpy as np
+from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers.algorithms import AES
+from cryptography.hazmat.primitives.ciphers.modes import CTR, GCM
+from flwr.common.secure_aggregation.ndarrays_arithmetic import parameters_addition
+from flwr.common.secure_aggregation.secaggplus_utils import pseudo_rand_gen
+from rich.console import Console
+from rich.table import Table
+
+from sfumato.privacy import keystream
+from sfumato.privacy.noise import SecureRandom
+
+FLWR_RANGE = 1 << 32  # its default modulus
+VARIANCES = {"sigma 1": 1, "sigma 1000": 10**6, "sigma 2^40": 1 << 80}
+
+
+def seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def raw(mode: CTR | GCM, length: int) -> None:
+    """`length` bytes of keystream, a block at a time into the same buffer."""
+    cipher = Cipher(AES(os.urandom(32)), mode).encryptor()
+    zeros, drawn = bytes(8 * keystream.BLOCK), bytearray(8 * keystream.BLOCK)
+    for start in range(0, length, len(zeros)):
+        cipher.update_into(memoryview(zeros)[: length - start], drawn)
+
+
+def measure(coordinates: int, peers: int, runs: int) -> dict[str, float]:
+    """Median seconds: a peer of masking, a whole vector of noise."""
+    vector = np.zeros(coordinates, dtype=np.uint64)
+    parameters = [np.zeros(coordinates, dtype=np.int64)]
+    streams = [(os.urandom(32), i % 2 == 0) for i in range(peers)]
+    rng = SecureRandom()
+
+    def flwr_mask() -> list[np.ndarray]:
+        return pseudo_rand_gen(os.urandom(32), FLWR_RANGE, [(coordinates,)])
+
+    works: dict[str, tuple[Callable[[], object], int]] = {
+        "raw AES-256-CTR": (lambda: [raw(CTR(bytes(16)), 8 * coordinates) for _ in range(peers)], peers),
+        "raw AES-256-GCTR": (lambda: [raw(GCM(bytes(12)), 8 * coordinates) for _ in range(peers)], peers),
+        "masking": (lambda: keystream.apply(vector, streams), peers),
+        "flwr generator": (flwr_mask, 1),
+        "flwr generator and addition": (lambda: parameters_addition(parameters, flwr_mask()), 1),
+        **{
+            name: (lambda v=variance: rng.discrete_gaussian(coordinates, v), 1)
+            for name, variance in VARIANCES.items()
+        },
+    }
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(runs + 1):
+        for name, (work, share) in works.items():
+            times[name].append(seconds(work) / share)
+    return {name: statistics.median(taken[1:]) for name, taken in times.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--coordinates", type=int, default=1_000_000)
+    parser.add_argument("--peers", type=int, default=10)
+    parser.add_argument("--runs", type=int, default=15)
+    args = parser.parse_args()
+    medians = measure(args.coordinates, args.peers, args.runs)
+    ours = medians["masking"]
+    masks = Table(title=f"Masks: {args.coordinates:,} coordinates of 8 bytes, a peer")
+    for column in ("", "ms", "GB/s", "its time ÷ ours"):
+        masks.add_column(column, justify="right" if column else "left")
+    noise = Table("Discrete Gaussian", "ns a coordinate", title="Noise")
+    for name, taken in medians.items():
+        if name in VARIANCES:
+            noise.add_row(name, f"{taken / args.coordinates * 1e9:.0f}")
+        else:
+            rate = 8 * args.coordinates / taken / 1e9
+            masks.add_row(name, f"{taken * 1e3:.2f}", f"{rate:.2f}", f"{taken / ours:.2f}")
+    Console().print(masks, noise)
+
+
+if __name__ == "__main__":
+    main()
