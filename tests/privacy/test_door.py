@@ -162,13 +162,55 @@ def test_unknown_and_closed_jobs_are_refused(ledger: Ledger) -> None:
     assert not ledger.entries("charge")
 
 
-def test_more_than_was_reserved_is_admitted_only_within_the_budget(ledger: Ledger) -> None:
+def test_a_job_never_spends_more_than_it_reserved(ledger: Ledger) -> None:
     door = Door(ledger)
     reserve(door, scale=1.0)
-    release(door, histogram(1.0), round_=1)
-    release(door, histogram(1.2), round_=2)  # a repeat after a crash: not reserved, still affordable
+    with pytest.raises(Refusal) as too_dear:
+        release(door, histogram(0.99))
+    assert too_dear.value.code is RefusalCode.OVER_JOB_PLAN
+    assert too_dear.value.requested == pytest.approx(1 / 0.99, rel=0.01)
+    release(door, histogram(2.0), round_=1)
+    release(door, histogram(4.0), round_=2)
+    with pytest.raises(Refusal) as too_many:
+        release(Door(ledger), histogram(2.0), round_=3)
+    assert too_many.value.code is RefusalCode.OVER_JOB_PLAN, "whatever the budget has left"
+    assert len(ledger.entries("charge")) == 2
+    assert door.spending().reserved == pytest.approx(1.0, rel=0.01)
+
+
+def test_what_is_charged_and_crashed_counts_against_the_jobs_plan(ledger: Ledger) -> None:
+    door = Door(ledger)
+    reserve(door, scale=1.0)
+    broken = histogram(2.0)
+    object.__setattr__(broken, "rng", None)
+    for _ in range(2):
+        with pytest.raises(AttributeError):
+            release(door, broken)
     with pytest.raises(Refusal) as refusal:
-        release(door, histogram(1.0), round_=3)
+        release(door, histogram(2.0))
+    assert refusal.value.code is RefusalCode.OVER_JOB_PLAN
+    assert len(ledger.entries("charge")) == 2
+
+
+def test_the_plans_of_one_population_pay_nothing_for_another(ledger: Ledger) -> None:
+    door = Door(ledger)
+    reserve(door, scale=1.0)
+    for population in ("training", "all"):
+        with pytest.raises(Refusal) as refusal:
+            release(door, histogram(2.0), population=population)
+        assert refusal.value.code is RefusalCode.OVER_JOB_PLAN
+    assert not ledger.entries("charge")
+
+
+def test_a_clock_that_is_set_back_brings_no_second_budget(ledger: Ledger) -> None:
+    clock = [datetime.now(UTC)]
+    door = Door(ledger, now=lambda: clock[0])
+    reserve(door, scale=0.8, expires_at=clock[0] + timedelta(minutes=1))
+    clock[0] += timedelta(minutes=2)
+    reserve(door, OTHER, scale=0.8, expires_at=clock[0] + timedelta(minutes=1))
+    clock[0] -= timedelta(minutes=2)
+    with pytest.raises(Refusal) as refusal:
+        release(door, histogram(0.8))
     assert refusal.value.code is RefusalCode.OVER_BUDGET
 
 
@@ -198,13 +240,16 @@ def test_each_population_has_its_own_account_under_one_budget(ledger: Ledger) ->
     spending = door.spending()
     assert spending.spent == pytest.approx(1 / 0.7, rel=0.01), "nobody is in both"
     assert spending.reported == pytest.approx(1 / 0.7, rel=0.01)
-    with pytest.raises(Refusal, match="budget"):
-        release(door, histogram(0.7), round_=3, population="training")
 
 
 def test_what_is_asked_of_all_is_charged_to_both(ledger: Ledger) -> None:
     door = Door(ledger)
-    reserve(door, scale=1.0)
+    planned = {
+        "all": accounting.discrete_laplace(1.0),
+        "training": accounting.discrete_laplace(2.0),
+        "holdout": accounting.discrete_laplace(4.0),
+    }
+    door.reserve(JOB, planned, expires_at=LATER, details={"job": {"name": "t"}})
     release(door, histogram(1.0), round_=1, population="all")
     release(door, histogram(2.0), round_=2, population="training")
     assert door.spending().reported == pytest.approx(1.5, rel=0.01)

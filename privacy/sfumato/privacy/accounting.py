@@ -8,7 +8,7 @@ sequence. Epsilons are in nats.
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ from dp_accounting import dp_event
 from dp_accounting.dp_event import DpEvent
 from dp_accounting.pld import PLDAccountant
 from dp_accounting.privacy_accountant import NeighboringRelation
-from dp_accounting.rdp import RdpAccountant, compute_epsilon
+from dp_accounting.rdp import RdpAccountant
 
 from sfumato.common.canonical import canonical_bytes
 
@@ -33,6 +33,11 @@ ORDERS: tuple[float, ...] = (
     *(64, 80, 96, 128, 192, 256, 512, 1024),
 )
 PLD_INTERVAL = 1e-3
+SLACK = 1e-9  # relative; the sum of many small curves against one large curve
+
+_orders = np.asarray(ORDERS)
+_at_order = np.log1p(-1 / _orders) - np.log(_orders) / (_orders - 1)
+_per_log_delta = 1 / (_orders - 1)
 
 
 # --- events: building and writing down -------------------------------------------------------------------
@@ -124,8 +129,16 @@ def decode_event(encoded: dict[str, Any]) -> DpEvent:
 
 
 def rdp_curve(event: DpEvent) -> Curve:
-    """Rényi divergence of the event at each order of ORDERS; infinite where it is not bounded."""
-    return _cached_curve(canonical_bytes(encode_event(event))).copy()
+    """Rényi divergence of the event at each order of ORDERS; infinite where it is not bounded.
+
+    The last number is no divergence: it is the probability (delta) with which the others do not hold, 0 for most
+    events. Both add up under composition, so a filter on curves needs no second account for it.
+    """
+    return _curve_of(event).copy()
+
+
+def _curve_of(event: DpEvent) -> Curve:
+    return _cached_curve(canonical_bytes(encode_event(event)))
 
 
 @lru_cache(maxsize=4096)
@@ -141,7 +154,7 @@ def _cached_curve(encoded: bytes) -> Curve:
     accountant = RdpAccountant(ORDERS, NeighboringRelation.ADD_OR_REMOVE_ONE)
     accountant.compose(event)
     # The accountant offers epsilon only; the filter needs the curve. constraints.txt pins the release.
-    return np.asarray(accountant._rdp, dtype=np.float64)
+    return np.append(np.asarray(accountant._rdp, dtype=np.float64), 0.0)
 
 
 def _discrete_laplace_curve(noise_parameter: float, sensitivity: int) -> Curve:
@@ -151,11 +164,11 @@ def _discrete_laplace_curve(noise_parameter: float, sensitivity: int) -> Curve:
     x = np.arange(1, s)
     ratio = np.concatenate(([a * s], a * (s - 2.0 * x), [-a * s]))
     log_mass = np.concatenate(([0.0], np.log(-np.expm1(-a)) - a * x, [-a * s])) - np.log1p(np.exp(-a))
-    return np.asarray(np.logaddexp.reduce(log_mass + alpha * ratio, axis=1) / alpha[:, 0])
+    return np.append(np.logaddexp.reduce(log_mass + alpha * ratio, axis=1) / alpha[:, 0], 0.0)
 
 
 def zero_curve() -> Curve:
-    return np.zeros(len(ORDERS))
+    return np.zeros(len(ORDERS) + 1)
 
 
 def left_of(planned: Curve, charged: Curve) -> Curve:
@@ -164,17 +177,49 @@ def left_of(planned: Curve, charged: Curve) -> Curve:
         return np.where(np.isinf(planned), np.inf, (planned - charged).clip(min=0))
 
 
+def within(planned: Curve, charged: Curve) -> bool:
+    """Whether what was charged is part of what was planned, at every order at which the plan has a bound.
+
+    Then the charges cost at most what the plan was admitted for: that epsilon came from one of those orders. A
+    plan without a bound at any order permits nothing. Curves, or arrays of them [..., order].
+    """
+    bounded = np.isfinite(planned)
+    return bool(
+        np.all(np.any(bounded[..., :-1], axis=-1))
+        and np.all(charged[bounded] <= planned[bounded] * (1 + SLACK))
+    )
+
+
 def filter_epsilon(curve: Curve, delta: float) -> float:
     """The epsilon that a Rényi filter charges for a total curve (Canonne, Kamath, Steinke 2020, prop. 12).
 
-    Raises ValueError for what is no curve: dp_accounting would call a negative or undefined one free.
+    Raises ValueError for what is no curve, and for a delta outside (0, 1).
     """
-    if not np.all(curve >= 0):
-        raise ValueError("Expected a Rényi curve of numbers >= 0.")
+    if not (0 < delta < 1 and curve.shape == (len(ORDERS) + 1,) and np.all(curve >= 0)):
+        raise ValueError("Expected a Rényi curve of numbers >= 0, and a delta in (0, 1).")
     if not np.any(curve):
         return 0.0
-    epsilon, _ = compute_epsilon(ORDERS, curve, delta)
-    return max(0.0, float(epsilon))
+    left = delta - curve[-1]  # what fails outright is paid from delta (Bun & Steinke 2016, sec. 8)
+    if left <= 0:
+        return math.inf
+    divergence = curve[:-1]
+    if np.any(left**2 + np.expm1(-divergence) > 0):  # delta <= sqrt(1 - exp(-KL))
+        return 0.0
+    return max(0.0, float(np.min(divergence + _at_order - math.log(left) * _per_log_delta)))
+
+
+class Account:
+    """What a filter has added up: appending an event and asking for its epsilon take microseconds each."""
+
+    def __init__(self) -> None:
+        self.curve = zero_curve()
+
+    def add(self, event: DpEvent) -> None:
+        self.curve += _curve_of(event)
+
+    def epsilon(self, delta: float) -> float:
+        """See `filter_epsilon`."""
+        return filter_epsilon(self.curve, delta)
 
 
 # --- PLD: what a report states ---------------------------------------------------------------------------
@@ -201,6 +246,11 @@ def _merged(counts: dict[bytes, int]) -> Iterator[tuple[DpEvent, int]]:
             yield event, count
     if mu_squared:
         yield dp_event.GaussianDpEvent(1 / math.sqrt(mu_squared)), 1
+
+
+def repeated(counts: Mapping[bytes, int]) -> list[DpEvent]:
+    """Encoded events with how often each happened, as events."""
+    return [dp_event.SelfComposedDpEvent(decode_event(json.loads(e)), n) for e, n in counts.items()]
 
 
 def _tally(events: Sequence[DpEvent]) -> dict[bytes, int]:

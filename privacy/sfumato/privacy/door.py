@@ -7,10 +7,10 @@ second charge.
 """
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import InitVar, dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal, NoReturn, final
+from typing import Any, NoReturn, final
 
 from dp_accounting.dp_event import DpEvent
 
@@ -18,14 +18,11 @@ from sfumato.common import codec
 from sfumato.common.codec import Vector
 from sfumato.common.errors import Refusal, RefusalCode
 from sfumato.common.messages import Cost, ReleasedAnswer, What
-from sfumato.privacy import accounting
-from sfumato.privacy.accounting import Curve, Population
+from sfumato.privacy import accounting, secure_sum
+from sfumato.privacy.accounting import Population
 from sfumato.privacy.ledger import Entry, Ledger, Transaction
 from sfumato.privacy.mechanisms import Mechanism
-
-POPULATIONS: tuple[Literal["training", "holdout"], ...] = ("training", "holdout")
-Curves = dict[str, Curve]  # one Rényi curve a population
-SLACK = 1e-9  # relative; the sum of many small curves against one large curve
+from sfumato.privacy.standing import POPULATIONS, Curves, OpenJob, Standing, of, planned_curves
 
 _SEAL = object()
 
@@ -79,6 +76,7 @@ class Door:
     def __init__(self, ledger: Ledger, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self._ledger = ledger
         self._now = now
+        self._standing = Standing()
         genesis = ledger.genesis
         self.budget = float(genesis["budget_epsilon"])
         self.delta = float(genesis["budget_delta"])
@@ -106,8 +104,8 @@ class Door:
                 "expires_at": expires_at.isoformat(),
                 **details,
             }
-            asked = _planned_curves(body["planned"])
-            self._admit(transaction, _add(self._committed(transaction), asked), asked)
+            self._standing.follow(transaction)
+            self._admit(self._standing.committed(self._now()), planned_curves(body["planned"]))
             return transaction.append("reserve", body, job_id=job_id)
 
     def close(self, job_id: str) -> None:
@@ -117,7 +115,8 @@ class Door:
                 "close", job_id=job_id
             ):
                 charges = transaction.entries("charge", job_id=job_id)
-                body = {"releases": len(charges), "epsilon": self._reported(charges), "delta": self.delta}
+                epsilon = _reported(charges, self.delta)
+                body = {"releases": len(charges), "epsilon": epsilon, "delta": self.delta}
                 transaction.append("close", body, job_id=job_id)
 
     # --- release -----------------------------------------------------------------------------------------
@@ -132,26 +131,33 @@ class Door:
         population: Population,
         question: bytes,
         times: int = 1,
-        members: str = "",
+        members: Sequence[str] = (),
     ) -> Released:
         """Charge, then run, then seal. `times` is max_branches_per_customer; `question` names a repeat.
 
         `population` says whose data the mechanism holds; the caller vouches that it holds nobody else's.
-        `members` names the set of a secure sum: another set is another release, charged again.
+        `members` names the set of a secure sum. Another set for the same round is another release, charged again,
+        and must be a smaller part of the last one: two sets of which neither holds the other could be set off
+        against each other.
 
-        Raises Refusal: unknown, closed or expired job, over budget, or another question for the same round.
+        Raises Refusal: unknown, closed or expired job; more than the job reserved; another question for the same
+        round and set, or a set that is not smaller. Raises ValueError for a name that is in the set twice.
         """
         question_hash = hashlib.sha256(question).hexdigest()
+        names = sorted(members)
+        if len(set(names)) < len(names):
+            raise ValueError("Expected each name once.")
+        set_hash = secure_sum.set_hash(names) if names else ""
         with self._ledger.exclusive() as transaction:
-            stored = transaction.answered(job_id, round_, what, members)
+            stored = _stored(transaction, job_id, round_, what, set_hash, question_hash)
             if stored is not None:
-                if stored[0] != question_hash:
-                    raise Refusal(RefusalCode.ROUND_ALREADY_ANSWERED)
-                return self._again(stored[1])
-            self._live(transaction, job_id)
+                return self._again(stored)
+            self._standing.follow(transaction)
+            job = self._live(job_id)
+            _smaller(job.sets.get((round_, what)), frozenset(names))
             event = accounting.in_every_branch(mechanism.event, times)
-            cost = _of(population, accounting.rdp_curve(event))
-            self._admit(transaction, self._committed(transaction, extra=(job_id, cost)), cost)
+            cost = of(population, accounting.rdp_curve(event))
+            self._admit_release(job, cost)
             charge = transaction.append(
                 "charge",
                 {
@@ -160,11 +166,11 @@ class Door:
                     "population": population,
                     "event": accounting.encode_event(event),
                     "question": question_hash,
-                    **({"members": members} if members else {}),
+                    **({"members": names} if names else {}),
                 },
                 job_id=job_id,
             )
-            spent = self._epsilon(self._spent(transaction))
+            spent = self._epsilon(self._standing.spent + cost)
         vector = mechanism.run()
         paid = Cost(
             event=charge.body["event"],
@@ -173,72 +179,55 @@ class Door:
             epsilon_budget=self.budget,
             delta=self.delta,
         )
-        frame = self._frame(job_id, round_, what, paid, vector, members)
+        frame = self._frame(job_id, round_, what, paid, vector, set_hash)
         with self._ledger.exclusive() as transaction:
-            transaction.store_answer(job_id, round_, what, question_hash, frame, members)
+            # Asked twice at once, both were charged and both drew noise: only what is stored first leaves.
+            stored = _stored(transaction, job_id, round_, what, set_hash, question_hash)
+            if stored is not None:
+                return self._again(stored)
+            transaction.store_answer(job_id, round_, what, question_hash, frame, set_hash)
         return Released(vector, frame, seal=_SEAL)
 
     # --- the account -------------------------------------------------------------------------------------
 
     def spending(self) -> Spending:
         with self._ledger.exclusive() as transaction:
-            spent, committed = self._spent(transaction), self._committed(transaction)
-            charges = transaction.entries("charge")
-        return Spending(
-            budget=self.budget,
-            delta=self.delta,
-            spent=self._epsilon(spent),
-            reserved=self._epsilon(committed),
-            reported=self._reported(charges),
-        )
+            standing = self._standing
+            standing.follow(transaction)
+            return Spending(
+                budget=self.budget,
+                delta=self.delta,
+                spent=self._epsilon(standing.spent),
+                reserved=self._epsilon(standing.committed(self._now())),
+                reported=standing.reported(self.delta),
+            )
 
     def _epsilon(self, curves: Curves) -> float:
         """What the customer who lost most lost."""
-        return max(accounting.filter_epsilon(curves[p], self.delta) for p in POPULATIONS)
+        return max(accounting.filter_epsilon(curve, self.delta) for curve in curves)
 
-    def _reported(self, charges: list[Entry]) -> float:
-        figures = [0.0]
-        for population in POPULATIONS:
-            mine = [e.body["event"] for e in charges if e.body["population"] in (population, "all")]
-            if mine:
-                figures.append(accounting.pld_epsilon([accounting.decode_event(e) for e in mine], self.delta))
-        return max(figures)
+    def _admit(self, committed: Curves, asked: Curves) -> None:
+        if self._epsilon(committed + asked) > self.budget * (1 + accounting.SLACK):
+            left = max(0.0, self.budget - self._epsilon(committed))
+            raise Refusal(RefusalCode.OVER_BUDGET, requested=self._epsilon(asked), remaining=left)
 
-    def _spent(self, transaction: Transaction) -> Curves:
-        total = _nothing()
-        for entry in transaction.entries("charge"):
-            total = _add(total, _charged_curves(entry))
-        return total
+    def _admit_release(self, job: OpenJob, cost: Curves) -> None:
+        """A job never spends more than it reserved, order by order. So a release leaves what is committed as it
+        was: within the budget, unless a clock that was set back brought an expired reservation to life."""
+        if not accounting.within(job.planned, job.charged + cost):
+            raise Refusal(RefusalCode.OVER_JOB_PLAN, requested=self._epsilon(cost))
+        if self._epsilon(self._standing.committed(self._now())) > self.budget * (1 + 10 * accounting.SLACK):
+            raise Refusal(RefusalCode.OVER_BUDGET, requested=self._epsilon(cost), remaining=0.0)
 
-    def _committed(self, transaction: Transaction, extra: tuple[str, Curves] | None = None) -> Curves:
-        """Spent, plus what open jobs may still spend. `extra` is a charge about to be written, with its job."""
-        charged: dict[str | None, Curves] = {extra[0]: extra[1]} if extra else {}
-        for entry in transaction.entries("charge"):
-            charged[entry.job_id] = _add(charged.get(entry.job_id, _nothing()), _charged_curves(entry))
-        closed = {e.job_id for e in transaction.entries("close")}
-        total = _nothing()
-        for curves in charged.values():
-            total = _add(total, curves)
-        for entry in transaction.entries("reserve"):
-            if entry.job_id in closed or datetime.fromisoformat(entry.body["expires_at"]) < self._now():
-                continue
-            planned, paid = _planned_curves(entry.body["planned"]), charged.get(entry.job_id, _nothing())
-            total = _add(total, {p: accounting.left_of(planned[p], paid[p]) for p in POPULATIONS})
-        return total
-
-    def _admit(self, transaction: Transaction, after: Curves, asked: Curves) -> None:
-        if self._epsilon(after) > self.budget * (1 + SLACK):
-            left = self.budget - self._epsilon(self._committed(transaction))
-            raise Refusal(RefusalCode.OVER_BUDGET, requested=self._epsilon(asked), remaining=max(0.0, left))
-
-    def _live(self, transaction: Transaction, job_id: str) -> None:
-        reserved = transaction.entries("reserve", job_id=job_id)
-        if not reserved:
-            raise Refusal(RefusalCode.UNKNOWN_JOB)
-        if transaction.entries("close", job_id=job_id):
+    def _live(self, job_id: str) -> OpenJob:
+        if job_id in self._standing.closed:
             raise Refusal(RefusalCode.JOB_CLOSED)
-        if datetime.fromisoformat(reserved[0].body["expires_at"]) < self._now():
+        job = self._standing.jobs.get(job_id)
+        if job is None:
+            raise Refusal(RefusalCode.UNKNOWN_JOB)
+        if job.expires_at < self._now():
             raise Refusal(RefusalCode.EXPIRED)
+        return job
 
     def _frame(self, job_id: str, round_: int, what: What, cost: Cost, vector: Vector, members: str) -> bytes:
         answer = ReleasedAnswer(
@@ -259,27 +248,29 @@ class Door:
         return Released(vector, frame, seal=_SEAL)
 
 
-def _nothing() -> Curves:
-    return {p: accounting.zero_curve() for p in POPULATIONS}
+def _stored(
+    transaction: Transaction, job_id: str, round_: int, what: What, set_hash: str, question_hash: str
+) -> bytes | None:
+    """The answer to this very question. Raises Refusal if another one was answered in its place."""
+    stored = transaction.answered(job_id, round_, what, set_hash)
+    if stored is not None and stored[0] != question_hash:
+        raise Refusal(RefusalCode.ROUND_ALREADY_ANSWERED)
+    return stored[1] if stored else None
 
 
-def _add(a: Curves, b: Curves) -> Curves:
-    return {p: a[p] + b[p] for p in POPULATIONS}
+def _smaller(last: frozenset[str] | None, asked: frozenset[str]) -> None:
+    """`last` is the set that the round was charged for, answered or not: an answer may be on its way.
+
+    The same set is asked again where a crash came between charge and answer; it is charged again.
+    """
+    if last is not None and asked != last and not (asked and asked < last):
+        raise Refusal(RefusalCode.SET_NOT_SMALLER)
 
 
-def _of(population: str, curve: Curve) -> Curves:
-    """A cost on the account of its population, or of both. Raises ValueError on any other word."""
-    if population not in (*POPULATIONS, "all"):
-        raise ValueError(f"Expected a population, got {population!r}.")
-    return {p: curve if population in (p, "all") else accounting.zero_curve() for p in POPULATIONS}
-
-
-def _charged_curves(charge: Entry) -> Curves:
-    return _of(charge.body["population"], accounting.rdp_curve(accounting.decode_event(charge.body["event"])))
-
-
-def _planned_curves(planned: dict[str, Any]) -> Curves:
-    total = _nothing()
-    for population, event in planned.items():
-        total = _add(total, _of(population, accounting.rdp_curve(accounting.decode_event(event))))
-    return total
+def _reported(charges: list[Entry], delta: float) -> float:
+    figures = [0.0]
+    for population in POPULATIONS:
+        mine = [e.body["event"] for e in charges if e.body["population"] in (population, "all")]
+        if mine:
+            figures.append(accounting.pld_epsilon([accounting.decode_event(e) for e in mine], delta))
+    return max(figures)

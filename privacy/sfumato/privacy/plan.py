@@ -16,10 +16,15 @@ from sfumato.common import analyses
 from sfumato.common.canonical import canonical_bytes
 from sfumato.common.contract import Contract
 from sfumato.common.errors import Refusal, RefusalCode
+from sfumato.common.fixed_point import GRID
 from sfumato.common.job import ANY_JOB, AnalysisJob, ChurnNetJob, TrainingPrivacy
 from sfumato.privacy import accounting
 from sfumato.privacy.accounting import Population
+from sfumato.privacy.bounded import clipped_sensitivity
 
+MOST_SUMMED = (
+    1 << 21
+)  # customers of a branch in one sum of gradients: public, so that the noise tells no size
 ROUNDS_A_REPEAT = 20  # of secure sums, where the job does not say how many repeats it pays for
 
 
@@ -35,6 +40,11 @@ class Ask:
     noise_multiplier: float
     sample_rate: float
     max_norm: float
+
+    def l2_sensitivity(self, length: int) -> int:
+        """Of a vector of this length, in grid steps. Gradients are summed in floating point, by a public bound on
+        how many; all else in whole steps."""
+        return clipped_sensitivity(length, MOST_SUMMED) if self.what == "step" else GRID
 
 
 @dataclass(frozen=True)
