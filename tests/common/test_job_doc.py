@@ -7,16 +7,18 @@ import pytest
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
+from sfumato.common import analyses
 from sfumato.common import job as j
 
 PAGE = (Path(__file__).parents[2] / "docs" / "jobs.md").read_text(encoding="utf-8")
 TABLES: dict[str, type[BaseModel]] = {
-    "job": j.Job,
-    "privacy": j.Privacy,
+    "job": j.ChurnNetJob,
+    "privacy": j.TrainingPrivacy,
     "model": j.Model,
     "training": j.Training,
     "evaluation": j.Evaluation,
     "federation": j.Federation,
+    "audit": j.Audit,
 }
 
 
@@ -38,7 +40,9 @@ def test_every_key_has_its_line_and_its_default(table: str) -> None:
         default = field.get_default(call_default_factory=True)
         assert default is not PydanticUndefined
         shown = documented[key].strip("`")
-        if isinstance(default, str):
+        if default is None:
+            assert shown == "not set"
+        elif isinstance(default, str):
             assert shown == f'"{default}"'
         elif isinstance(default, tuple):
             assert shown == str(list(default))
@@ -49,11 +53,32 @@ def test_every_key_has_its_line_and_its_default(table: str) -> None:
 
 
 def test_the_example_is_a_job_and_sets_every_key(tmp_path: Path) -> None:
-    (example,) = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
+    example, question = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
     path = tmp_path / "job.toml"
     path.write_text(example, encoding="utf-8")
     job = j.load_job(path)
     assert job.federation.weights == {"zurich": 2.0}
     for table in TABLES.values():
-        part = job if table is j.Job else next(p for p in dict(job).values() if isinstance(p, table))
+        part = job if table is j.ChurnNetJob else next(p for p in dict(job).values() if isinstance(p, table))
         assert part.model_fields_set == set(table.model_fields)
+    path.write_text(question, encoding="utf-8")
+    asked = j.load_job(path)
+    assert isinstance(asked, j.AnalysisJob)
+    assert asked.question["columns"] == ["segment", "age", "churned"]
+
+
+def test_every_key_of_a_question_has_its_line_and_its_default() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "analyses.md").read_text(encoding="utf-8")
+    for kind, module in analyses.CATALOGUE.items():
+        (section,) = re.findall(rf"^## `{kind}`.*?\n(.*?)(?=^## |\Z)", page, re.DOTALL | re.MULTILINE)
+        documented = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \|", section, re.MULTILINE))
+        fields = module.Question.model_fields
+        assert set(documented) == set(fields)
+        for key, field in fields.items():
+            shown = documented[key].strip("`")
+            if field.is_required():
+                assert shown == "required"
+            elif isinstance(field.default, tuple):
+                assert shown == str(list(field.default))
+            else:
+                assert float(shown) == field.default

@@ -16,9 +16,10 @@ import pytest
 
 from sfumato.client.ingest.checks import check_batch, check_header
 from sfumato.client.ingest.load import open_source
+from sfumato.common import analyses
 from sfumato.common.contract import Contract, Protection, Role, load_contract
 from sfumato.common.errors import BadInput
-from sfumato.common.job import load_job
+from sfumato.common.job import AnalysisJob, load_job
 from sfumato.lab.samplebank import (
     PII_KINDS,
     SampleBank,
@@ -79,6 +80,15 @@ def test_contract_and_job_are_valid_and_belong_together(bank: SampleBank, contra
     assert 11_900 <= bank.customers <= 12_100
 
 
+def test_the_portrait_asks_of_every_side_of_a_customer(bank: SampleBank, contract: Contract) -> None:
+    job = load_job(bank.profile)
+    assert isinstance(job, AnalysisJob)
+    assert (job.contract, job.privacy.mode) == (contract.name, "secure-sum")
+    asked = analyses.build(job.kind, job.question, contract)
+    assert {"age", "txn_count_90d", "nps_mean_365d", "tenure_months", "churned"} <= set(asked.columns)
+    assert asked.length(0) < 500
+
+
 def test_every_cell_of_every_table_passes_ingest(bank: SampleBank, contract: Contract) -> None:
     for folder in bank.branches.values():
         assert {p.name for p in folder.iterdir()} == set(FILES.values())
@@ -103,11 +113,11 @@ def test_same_seed_same_bytes_other_seed_other_bank(tmp_path: Path) -> None:
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
         generate(tmp_path / name, branches=2, customers_per_branch=200, seed=seed)
     files = sorted(p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*") if p.is_file())
-    assert len(files) == 2 * len(FILES) + 4
+    assert len(files) == 2 * len(FILES) + 5
     for file in files:
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
     differ = [f for f in files if (tmp_path / "a" / f).read_bytes() != (tmp_path / "c" / f).read_bytes()]
-    assert len(differ) == len(files) - 2  # the contract and the job are the same
+    assert len(differ) == len(files) - 3  # the contract and the jobs are the same
 
 
 def test_published_vectors_of_the_check_digit_schemes() -> None:
@@ -247,7 +257,7 @@ def test_auc_against_counting_pairs() -> None:
 
 def test_planted_strings_are_in_their_branch_and_nowhere_else(bank: SampleBank) -> None:
     out = bank.contract.parent
-    public = [bank.contract, bank.job, bank.ground_truth_json]
+    public = [bank.contract, bank.job, bank.profile, bank.ground_truth_json]
     everything = b"".join(p.read_bytes() for p in public)
     by_kind = planted_pii_by_kind(out)
     assert set(by_kind) == set(bank.branches)

@@ -132,3 +132,39 @@ bins = 16
 travel = "session"
 min_branches = 3
 """
+
+PROFILE_TOML = """\
+# Who are the customers? Counts by who they are, what they do, how content they are and where they are in their
+# life as a customer; and how these go together. Every number comes with an interval that holds the noise.
+[job]
+name = "portrait-demo"
+kind = "profile"
+purpose = "Know who our customers are and which groups of them are at risk, to serve them better."
+contract = "sample-bank"
+
+[privacy]
+target_epsilon = 1.0  # for the whole portrait
+delta = 1e-5
+mode = "secure-sum"   # the branches share one dose of noise; nobody sees a single branch's counts
+colluders = 1
+
+[question]
+columns = [
+  "age", "gender", "segment", "income_band", "area",                           # who they are
+  "channel", "txn_count_90d", "spent_90d", "salary_count_90d", "product_count",  # what they do
+  "complaint_count_365d", "nps_mean_365d", "csat_mean_365d",                   # how content they are
+  "tenure_months", "days_since_last_txn", "churned",                           # where they are with us
+]
+cross = [
+  ["segment", "churned"],
+  ["nps_mean_365d", "churned"],
+  ["complaint_count_365d", "churned"],
+  ["tenure_months", "churned"],
+  ["area", "channel"],
+]
+min_group = 20        # smaller groups are merged, and said to be
+
+[federation]
+travel = "session"
+min_branches = 3
+"""

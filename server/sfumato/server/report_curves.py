@@ -14,6 +14,7 @@ from sfumato.common.analyses import score_histogram
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+Counts = Ints | Floats
 DRAWS = 200
 TAIL = 0.025
 
@@ -32,7 +33,7 @@ class Band:
 class Distribution:
     """One label's customers a bin: the released noisy count, and the smooth count read from it."""
 
-    noisy: Ints
+    noisy: Counts
     smooth: Floats
 
 
@@ -50,7 +51,7 @@ class ScoreCurves:
     positive: Distribution
 
 
-def score_curves(total: Ints, noise_variance: float, *, draws: int = DRAWS, seed: int = 0) -> ScoreCurves:
+def score_curves(total: Counts, noise_variance: float, *, draws: int = DRAWS, seed: int = 0) -> ScoreCurves:
     """Read a histogram [2 * bins] once for all figures. `noise_variance`: of the whole noise in each count.
 
     `seed` drives the bootstrap alone. Raises ValueError on a vector that is no histogram.

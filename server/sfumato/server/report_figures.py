@@ -156,7 +156,7 @@ def distribution(curves: ScoreCurves, words: Outcome) -> Plot:
         "read from them. The further the two hills lie apart, the better the model tells the groups apart."
     )
     rows = tuple(
-        (_percent(1 / (1 + np.exp(-c))), *(number(int(g.noisy[i])) for _, g, _ in groups))
+        (_percent(1 / (1 + np.exp(-c))), *(number(float(g.noisy[i])) for _, g, _ in groups))
         for i, c in enumerate(curves.centres)
     )
     columns = ("Probability", f"Noisy count: {words.negative}", f"Noisy count: {words.positive}")

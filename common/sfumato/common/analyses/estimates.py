@@ -17,7 +17,7 @@ from sfumato.common.analyses.analysis import NoisySum
 
 LEVEL = 0.95
 REACH = NormalDist().inv_cdf((1 + LEVEL) / 2)
-SHARPNESS = 2.0
+SHARPNESS = 3.0  # more: narrower intervals, but a choice by more noise
 
 Floats = npt.NDArray[np.float64]
 Places = Sequence[int]  # of the numbers of a total that are added up
@@ -31,7 +31,7 @@ def number(value: float, low: float, high: float, most: float = float("inf")) ->
 
 
 def independent_copies(total: NoisySum) -> tuple[NoisySum, NoisySum]:
-    """Two totals with independent noise of one: (std * sqrt(5), std * sqrt(5/4)). The same input, the same copies.
+    """Two totals with independent noise made of one: std * sqrt(10), and std * sqrt(10 / 9). They repeat.
 
     Whoever picks by the first what to show of the second shows numbers that the picking did not bend (data
     fission: Leiner et al. 2023, arXiv 2112.11079, for a Gaussian of known variance).

@@ -98,15 +98,20 @@ class Profile:
         return ties(self.tables)
 
     def read(self, totals: list[NoisySum]) -> dict[str, Any]:
-        """{"customers", "level", "min_group", "tables": [{"columns", "groups": [...]}]}; a group has its "cells"
-        (several: merged), "customers", "share", in a row of a cross-tab "share_of_row", maybe "fewer_than"."""
+        """{"customers", "level", "min_group", "tables": [{"columns", "values", "groups"}]}; a group has its "cells"
+        (several: merged), "customers" and "share", within a row of a cross-tab "share_of_row". One that is too
+        small for that is each table's last, and has "fewer_than"."""
         coarse, fine = (Estimates(copy, self._ties) for copy in independent_copies(totals[0]))
         return {
             "customers": fine.count(self.tables[0].places),
             "level": LEVEL,
             "min_group": self.min_group,
             "tables": [
-                {"columns": [c.name for c in t.columns], "groups": list(self._groups(t, coarse, fine))}
+                {
+                    "columns": [c.name for c in t.columns],
+                    "values": [list(c.cells) for c in t.columns],
+                    "groups": list(self._groups(t, coarse, fine)),
+                }
                 for t in self.tables
             ],
         }
@@ -131,10 +136,9 @@ class Profile:
             group = self._group(table, left, fine, None)
             if not stands_out(left):
                 most = max(self.min_group, ceil(group["customers"]["high"]))
-                group |= {
-                    "fewer_than": most,
-                    "customers": group["customers"] | {"low": 0.0, "high": float(most)},
-                }
+                group["fewer_than"] = most
+                group["customers"] |= {"low": 0.0, "high": float(most)}
+                group["share"]["low"] = 0.0
             yield group
 
     def _group(self, table: Table, places: list[int], fine: Estimates, row: range | None) -> dict[str, Any]:
