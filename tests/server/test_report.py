@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from sfumato.common.analyses import score_histogram
 from sfumato.common.contract import Contract
 from sfumato.common.errors import REFUSAL_TEXT, RefusalCode
+from sfumato.common.notes import Checkpoint, sign_checkpoint
 from sfumato.server.report import render_report, write_report
 from sfumato.server.report_curves import score_curves
 from sfumato.server.report_words import (
@@ -32,6 +34,7 @@ from sfumato.server.report_words import (
 
 BINS, EPSILON, BRANCHES = 32, 2.0, ("harbour", "market-square", "north-station", "Zürich 中文")
 MADE = datetime(2026, 3, 14, 9, 26, tzinfo=UTC)
+KEY = Ed25519PrivateKey.from_private_bytes(b"\x01" * 32)
 VOID = {"meta", "br", "hr", "img", "input", "link"}
 HOSTILE = "<script>alert(1)</script>\"'&{{ 7*7 }}$\\frac{1}{0}$\x00\ud800</title></svg><img src=x onerror=y>"
 
@@ -73,6 +76,7 @@ def noisy_histogram(customers: int, scales: list[float], seed: int = 5) -> np.nd
 
 def branch(name: str, i: int) -> dict[str, Any]:
     head = hashlib.sha256(name.encode("utf-8", "replace")).hexdigest()
+    note = sign_checkpoint(Checkpoint("sfumato/branch/x", 17 + i, head), KEY)
     return {
         "name": name,
         "epsilon": 1.9993 - 0.01 * i,
@@ -83,13 +87,7 @@ def branch(name: str, i: int) -> dict[str, Any]:
         "rounds_answered": 10 - i // 3,
         "rounds_missed": i // 3,
         "bytes_sent": 148_320 - 9_000 * (i // 3),
-        "ledger_head": {
-            "type": "ledger-head",
-            "version": 1,
-            "size": 17 + i,
-            "head": head,
-            "signature": "c2ln",
-        },
+        "ledger_head": {"type": "ledger-head", "version": 1, "note": note},
     }
 
 
@@ -293,7 +291,7 @@ def test_compliance_finds_each_branch(page: str, contract: Contract) -> None:
     text = Page(page).text
     for i, name in enumerate(BRANCHES):
         b = branch(name, i)
-        assert name in text and b["ledger_head"]["head"] in page
+        assert name in text and Checkpoint.parse(b["ledger_head"]["note"]).root in page
         assert (
             f"{rounded_up(b['epsilon_spent'])} of 8.00" in text
             and rounded_down(b["epsilon_remaining"]) in text
@@ -405,7 +403,7 @@ def test_without_the_noise_variance_the_curves_are_left_out_and_it_says_so(
 
 
 def test_hostile_strings_stay_text(result: dict[str, Any], histogram: np.ndarray[Any, Any]) -> None:
-    bad = {**branch("x", 1), "name": HOSTILE, "ledger_head": {"size": 3, "head": HOSTILE}}
+    bad = {**branch("x", 1), "name": HOSTILE, "ledger_head": {"note": HOSTILE}}
     hostile = {
         **result,
         "job": HOSTILE,

@@ -15,6 +15,7 @@ from sfumato.common.contract import load_contract
 from sfumato.common.errors import RefusalCode
 from sfumato.common.job import load_job, sign_job
 from sfumato.common.learners import churn_net
+from sfumato.common.notes import Checkpoint, branch_origin, sign_checkpoint
 from sfumato.server.exchange import Gathered
 from sfumato.server.rounds import Enrolled, JobFailed, JobRun, federated_average
 
@@ -34,11 +35,8 @@ Answerer = Callable[[messages.Question], bytes | None]
 
 
 def head(node: int, name: str | None = None) -> messages.LedgerHead:
-    import base64
-
-    name = name or f"branch-{node}"
-    signature = KEYS[node].sign(messages.LedgerHead.signed_bytes(name, 1, "0" * 64))
-    return messages.LedgerHead(size=1, head="0" * 64, signature=base64.b64encode(signature).decode())
+    checkpoint = Checkpoint(branch_origin(name or f"branch-{node}"), 1, "0" * 64)
+    return messages.LedgerHead(note=sign_checkpoint(checkpoint, KEYS[node]))
 
 
 def honest(node: int, name: str | None = None, sizes: Mapping[int, int] = MappingProxyType({})) -> Answerer:

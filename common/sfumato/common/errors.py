@@ -71,6 +71,7 @@ class RefusalCode(StrEnum):
     SET_TOO_SMALL = "set-too-small"
     SET_NOT_SMALLER = "set-not-smaller"
     OVER_JOB_PLAN = "over-job-plan"
+    UNKNOWN_CHECKPOINT = "unknown-checkpoint"
     EQUIVOCATION = "equivocation"
     NO_DATA = "no-data"
     JOB_CLOSED = "job-closed"
@@ -96,6 +97,7 @@ REFUSAL_TEXT: dict[RefusalCode, str] = {
     RefusalCode.SET_TOO_SMALL: "a secure sum over so few branches would protect nobody",
     RefusalCode.SET_NOT_SMALLER: "this round was answered for another set; only a smaller part of it may ask again",
     RefusalCode.OVER_JOB_PLAN: "the job has spent what was set aside for it",
+    RefusalCode.UNKNOWN_CHECKPOINT: "the proof does not start where this branch co-signed last",
     RefusalCode.EQUIVOCATION: "the coordinator's ledger contradicts a checkpoint that this branch co-signed",
     RefusalCode.NO_DATA: "nothing has been ingested at this branch",
     RefusalCode.JOB_CLOSED: "the job is closed",
@@ -106,7 +108,10 @@ REFUSAL_TEXT: dict[RefusalCode, str] = {
 
 
 class Refusal(SfumatoError):
-    """The vault says no. `requested` and `remaining` are epsilons, public by policy."""
+    """The vault says no. `requested` and `remaining` are epsilons, public by policy.
+
+    Of UNKNOWN_CHECKPOINT they are sizes of the coordinator's ledger: the one asked from, and the one to ask from.
+    """
 
     exit_code = 6
 

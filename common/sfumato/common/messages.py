@@ -4,17 +4,15 @@ Questions go to the vault, answers come back. Nothing but these types is ever se
 frame's body (see `sfumato.common.codec`), never as text.
 """
 
-import base64
 from typing import Annotated, Any, Literal
 
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, field_validator
 
-from sfumato.common.canonical import canonical_bytes
 from sfumato.common.enrolment import BranchName, Hash
-from sfumato.common.errors import LedgerBroken, RefusalCode
+from sfumato.common.errors import RefusalCode
 from sfumato.common.job import SignedJob
+from sfumato.common.notes import Checkpoint, branch_origin, verify_checkpoint
 
 JobId = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 What = Literal["size", "weights", "score-histogram", "share", "sum"]
@@ -122,28 +120,31 @@ class Cost(_Message):
 
 
 class LedgerHead(_Message):
-    """Where a branch's ledger stood: the coordinator keeps it, so that history cannot be rewritten later."""
+    """Where a branch's ledger stood: the coordinator keeps it, so that history cannot be rewritten later.
+
+    `note` is a checkpoint (see `sfumato.common.notes`), signed by the branch's enrolled key.
+    """
 
     type: Literal["ledger-head"] = "ledger-head"
-    size: int
-    head: Hash
-    signature: str  # Ed25519 by the branch's enrolled key, base64
+    note: Annotated[str, Field(max_length=1000)]
 
-    @staticmethod
-    def signed_bytes(branch: str, size: int, head: str) -> bytes:
-        return b"sfumato-ledger-head-v1\x00" + canonical_bytes({"branch": branch, "size": size, "head": head})
+    @field_validator("note")
+    @classmethod
+    def _a_checkpoint(cls, note: str) -> str:
+        Checkpoint.parse(note)
+        return note
+
+    @property
+    def size(self) -> int:
+        return Checkpoint.parse(self.note).size
+
+    @property
+    def root(self) -> str:
+        return Checkpoint.parse(self.note).root
 
     def verify(self, branch: str, key: Ed25519PublicKey) -> None:
         """Raise LedgerBroken unless this branch's key signed this head."""
-        try:
-            key.verify(
-                base64.b64decode(self.signature, validate=True),
-                self.signed_bytes(branch, self.size, self.head),
-            )
-        except (InvalidSignature, ValueError):
-            raise LedgerBroken(
-                f"the ledger head of {branch} at size {self.size} is not signed by it"
-            ) from None
+        verify_checkpoint(self.note, branch_origin(branch), key)
 
 
 class JobOpened(_Message):

@@ -25,6 +25,34 @@ def _audit() -> None:
     """Check what was promised: the record, and the running code."""
 
 
+@audit.command("verify")
+def audit_verify(
+    file: Annotated[Path, typer.Argument(help="A ledger, as `branch ledger --export` wrote it.")],
+    since: Annotated[
+        list[Path] | None,
+        typer.Option(help="What you kept: a checkpoint, an earlier export, a run's result.json; repeat."),
+    ] = None,
+    key: Annotated[
+        str | None,
+        typer.Option(help="The ledger's key, from elsewhere: base64, enrolment.json or invitation.json."),
+    ] = None,
+    cosigner: Annotated[
+        list[Path] | None, typer.Option(help="enrolment.json of a branch that co-signed; repeat.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the finding as JSON.")] = False,
+) -> None:
+    """Check an exported ledger offline: every hash, signature and sum. Exit code 4 names the first bad entry."""
+    from sfumato.privacy import ledger_audit
+
+    verified = ledger_audit.verify_file(file, since=since or (), key=key, cosigners=cosigner or ())
+    spent = verified.account.spent()
+    if as_json:
+        typer.echo(ledger_audit.as_json(verified, spent=spent))
+        return
+    for line in ledger_audit.report(verified, spent=spent):
+        console.print(line, markup=False, soft_wrap=True)
+
+
 @audit.command("privacy")
 def audit_privacy(
     run: Annotated[

@@ -19,6 +19,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from sfumato.common.contract import Contract, Role
+from sfumato.common.notes import Checkpoint
 from sfumato.server import report_figures as figures
 from sfumato.server.report_curves import ScoreCurves, score_curves
 from sfumato.server.report_words import (
@@ -235,7 +236,7 @@ def _branch(given: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, An
         left = max(0.0, budget - spent)
     answered, missed = given.get("rounds_answered"), given.get("rounds_missed")
     head = given.get("ledger_head")
-    known: Mapping[str, Any] = head if isinstance(head, Mapping) else {}
+    kept = _checkpoint(head.get("note")) if isinstance(head, Mapping) else None
     return {
         "name": str(given.get("name") or "unnamed branch"),
         "budget": budget,
@@ -251,9 +252,16 @@ def _branch(given: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, An
         "standing": _standing(answered, missed, result.get("rounds")),
         "raw_bytes": given.get("bytes_sent"),
         "bytes": size_text(given.get("bytes_sent")),
-        "ledger_size": number(_number(known.get("size"))),
-        "ledger_head": known.get("head"),
+        "ledger_size": number(kept.size if kept else None),
+        "ledger_head": kept.root if kept else None,
     }
+
+
+def _checkpoint(note: object) -> Checkpoint | None:
+    try:
+        return Checkpoint.parse(str(note))
+    except ValueError:
+        return None
 
 
 def _standing(answered: Any, missed: Any, rounds: Any) -> str:
