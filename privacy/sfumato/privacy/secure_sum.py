@@ -77,6 +77,15 @@ class CheckedRoster:
         return tuple(self.keys)
 
 
+def job_context(job_id: str, job_hash: str) -> str:
+    """What a job's keys are bound to, and with them rosters and masks; give it as `job_id` in this module.
+
+    The id alone does not say how much noise each branch adds. Whoever signs jobs could open one with little noise at
+    some branches and one with much noise at another, under one id: that one's share would hide behind too little.
+    """
+    return f"{job_id}:{job_hash}"
+
+
 def check_roster(
     shares: Sequence[KeyShare], pinned: Mapping[str, Ed25519PublicKey], job_id: str, own: KeyShare
 ) -> CheckedRoster:
