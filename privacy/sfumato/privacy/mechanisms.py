@@ -12,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-from dp_accounting.dp_event import DpEvent, GaussianDpEvent, PoissonSampledDpEvent
+from dp_accounting.dp_event import DpEvent
 
 from sfumato.common.codec import Vector
 from sfumato.common.fixed_point import GRID
@@ -121,10 +121,8 @@ class SumNoise:
     def event(self) -> DpEvent:
         """Gaussian; sampled, a customer is in the sum at all with probability 1 - (1 - q)^times, and then adds
         less than the `times` vectors that are counted."""
-        gaussian = GaussianDpEvent(self.noise_multiplier)
-        if self.sample_rate == 1:
-            return gaussian
-        return PoissonSampledDpEvent(1 - (1 - self.sample_rate) ** self.times, gaussian)
+        rate = accounting.in_any_branch(self.sample_rate, self.times)
+        return accounting.gaussian(self.noise_multiplier, rate)
 
     def share_variance(self, l2_sensitivity: int) -> int:
         """Of one branch's noise, in grid steps squared, rounded up. `l2_sensitivity`: of one vector, grid steps."""
