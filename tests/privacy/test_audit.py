@@ -54,7 +54,7 @@ def by_test(found: list[SumEvidence]) -> dict[str, Finding]:
     return {f.test: f for f in assess(found).findings}
 
 
-# --- phantoms --------------------------------------------------------------------------------------------------
+# --- phantoms -------------------------------------------------------------------------------------------------
 
 
 def test_coins_are_fair_secret_in_print_and_come_back_from_hex() -> None:
@@ -118,7 +118,7 @@ def test_a_vector_shorter_than_its_slots_is_refused() -> None:
         split(np.zeros(4), 2, 3)
 
 
-# --- calibration: correct code -----------------------------------------------------------------------------------
+# --- calibration: correct code --------------------------------------------------------------------------------
 
 
 @pytest.mark.statistical
@@ -146,7 +146,7 @@ def test_correct_code_is_flagged_as_often_as_stated(settings: dict[str, float]) 
     assert below["noise"] >= 1  # and the tests can see something at all
 
 
-# --- power: defects in the model ---------------------------------------------------------------------------------
+# --- power: defects in the model ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def test_one_round_says_how_little_it_could_see() -> None:
     assert sampled["fresh"].power == "nothing: too few slots"
 
 
-# --- groups ------------------------------------------------------------------------------------------------------
+# --- groups ---------------------------------------------------------------------------------------------------
 
 
 def test_a_silent_branch_is_found_by_name_where_branches_answer_alone() -> None:
@@ -253,7 +253,7 @@ def test_without_slots_nothing_was_audited() -> None:
     assert not assess([bare]).contradicted
 
 
-# --- files and the command -----------------------------------------------------------------------------------------
+# --- files and the command ------------------------------------------------------------------------------------
 
 
 def test_evidence_comes_back_from_json_with_the_same_verdict() -> None:

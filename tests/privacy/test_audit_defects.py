@@ -108,7 +108,7 @@ def contradicted(verdict: Verdict) -> set[str]:
     return {f.test for f in verdict.findings if f.outcome == "contradicted"}
 
 
-# --- secure sums of gradients -----------------------------------------------------------------------------
+# --- secure sums of gradients ---------------------------------------------------------------------------------
 
 
 def test_correct_secure_sums_are_consistent() -> None:
@@ -149,7 +149,7 @@ def test_unaccounted_sampling_is_contradicted(monkeypatch: pytest.MonkeyPatch) -
     assert contradicted(secure_steps(rounds=50)) == {"canaries", "rate"}
 
 
-# --- an analysis: one sum of cells -----------------------------------------------------------------------------
+# --- an analysis: one sum of cells ----------------------------------------------------------------------------
 
 
 def analysis(kinds: dict[int, type[SecureRandom]] | None = None) -> Verdict:
@@ -193,7 +193,7 @@ def test_a_forgotten_clip_of_an_analysis_is_contradicted_in_one_round(
     assert {"canaries", "clip"} <= contradicted(analysis())
 
 
-# --- local DP-SGD -----------------------------------------------------------------------------
+# --- local DP-SGD ---------------------------------------------------------------------------------------------
 
 
 def local_training(kind: type[SecureRandom] = SecureRandom, rounds: int = 6, steps: int = 10) -> Verdict:
@@ -248,7 +248,7 @@ def test_a_defect_in_training_is_contradicted(
     assert tests <= contradicted(local_training())
 
 
-# --- the hostile angle: what the audit does not see -----------------------------------------------------------------------------
+# --- the hostile angle: what the audit does not see -----------------------------------------------------------
 
 
 class ForShow(SecureRandom):
