@@ -1,8 +1,8 @@
-"""AUC of the churn net under local DP-SGD and FedAvg, in one process: for choosing hyper-parameters.
+"""AUC of the churn net, by local DP-SGD or by secure sums, in one process: for choosing hyper-parameters.
 
     python benchmarks/tuning.py [SET ...] [--seeds 3] [--epsilon 2] [--set training.learning_rate=0.05 ...]
 
-Plain loops over the branches with the product's own encoding, net, sampling, noise, clipping and calibration; no
+Plain loops with the product's own encoding, net, sampling, noise, clipping and calibration; no
 Flower, no vault. The AUC is exact, on pooled held-out customers: these sets are public, and what is chosen on
 them becomes a default, so nothing private is spent. Never tune like this on customers' data.
 """
@@ -17,11 +17,13 @@ import torch
 from datasets import Dataset, chosen
 
 from sfumato.common.contract import Contract
-from sfumato.common.job import Job, load_job
+from sfumato.common.job import ChurnNetJob, load_job
 from sfumato.common.learners import churn_net
 from sfumato.common.learners.encoding import Encoded, Encoder
 from sfumato.privacy import accounting, dpsgd
 from sfumato.privacy.noise import SecureRandom
+from sfumato.privacy.plan import Plan
+from sfumato.server.training import Descent
 
 
 @dataclass(frozen=True)
@@ -40,9 +42,7 @@ def labels_of(contract: Contract, frame: pd.DataFrame) -> np.ndarray:
     return np.asarray(values == label.positive if label.positive else values == 1, dtype=np.float32)
 
 
-def branches_of(
-    dataset: Dataset, frame: pd.DataFrame, rng: np.random.Generator, count: int = 4
-) -> np.ndarray:
+def branches_of(dataset: Dataset, frame: pd.DataFrame, rng: np.random.Generator, count: int) -> np.ndarray:
     """The branch number of each row."""
     if dataset.branch_column is None:
         return rng.permutation(np.arange(len(frame)) % count)
@@ -59,7 +59,7 @@ def auc(scores: np.ndarray, labels: np.ndarray) -> float:
     return float(spare / (positives * (len(labels) - positives)))
 
 
-def noise_multiplier(job: Job) -> float:
+def noise_multiplier(job: ChurnNetJob) -> float:
     """As the vault calibrates it: the size count is paid from the same epsilon, the evaluation by others."""
     p, t = job.privacy, job.training
     others = [accounting.discrete_laplace(1 / (p.size_share * p.target_epsilon))]
@@ -69,7 +69,7 @@ def noise_multiplier(job: Job) -> float:
 
 
 def federate(
-    job: Job,
+    job: ChurnNetJob,
     contract: Contract,
     parts: list[tuple[Encoded, np.ndarray]],
     sigma: float,
@@ -110,8 +110,37 @@ def federate(
     return net
 
 
+def descend(
+    job: ChurnNetJob,
+    contract: Contract,
+    parts: list[tuple[Encoded, np.ndarray]],
+) -> churn_net.ChurnNet:
+    """Steps along the noisy total of all branches' clipped gradients, as secure sums give it."""
+    t, rng, plan = job.training, SecureRandom(), Plan.of(job, contract)
+    net = churn_net.build(contract, job.model, t.seed)
+    sums = [dpsgd.GradientSums(net, encoded, y, max_grad_norm=t.max_grad_norm) for encoded, y in parts]
+    excess = np.sqrt(len(parts) / (len(parts) - job.privacy.colluders))
+    customers = sum(len(y) for _, y in parts) + rng.gaussian(1, excess * plan.ask(0).noise_multiplier)[0]
+    weights = churn_net.flatten(net)
+    descent = Descent(weights, t)
+    for round_ in range(1, t.rounds + 1):
+        churn_net.load(net, weights)
+        total = np.sum([s(sample_rate=t.sample_rate, rng=rng) for s in sums], axis=0)
+        std = excess * plan.ask(round_).noise_multiplier * t.max_grad_norm
+        gradient = total + rng.gaussian(total.size, std)
+        weights = descent.step(gradient / (t.sample_rate * max(1.0, customers)))
+    churn_net.load(net, weights)
+    return net
+
+
 def experiment(
-    dataset: Dataset, job: Job, seed: int, *, compare_sizes: bool = False, keep_state: bool = False
+    dataset: Dataset,
+    job: ChurnNetJob,
+    seed: int,
+    *,
+    branches: int = 4,
+    compare_sizes: bool = False,
+    keep_state: bool = False,
 ) -> Result:
     """One split, one initialisation, one draw of noise."""
     contract, frame = dataset.contract(), dataset.frame()
@@ -119,11 +148,17 @@ def experiment(
     encoder = Encoder(contract, job.model.bins)
     encoded = encoder.transform({f.name: frame[f.name] for f in encoder.features})
     labels, rng = labels_of(contract, frame), np.random.default_rng(seed)
-    branch = branches_of(dataset, frame, rng)
+    branch = branches_of(dataset, frame, rng, branches)
     held_out = rng.random(len(frame)) < contract.holdout_fraction
     rows = [np.flatnonzero((branch == b) & ~held_out) for b in np.unique(branch)]
     parts = [(encoded.take(r), labels[r]) for r in rows if len(r)]
-    sigma, started = noise_multiplier(job), time.perf_counter()
+    started = time.perf_counter()
+    if job.privacy.mode == "secure-sum":
+        net = descend(job, contract, parts)
+        figure = auc(churn_net.logits(net, encoded.take(held_out)), labels[held_out])
+        sigma = Plan.of(job, contract).noise_multiplier
+        return Result(figure, figure, sigma, time.perf_counter() - started)
+    sigma = noise_multiplier(job)
     figures = []
     for by_size in (False, True)[: 1 + compare_sizes]:
         net = federate(job, contract, parts, sigma, by_size=by_size, keep_state=keep_state)
@@ -132,7 +167,7 @@ def experiment(
     return Result(figures[0], figures[-1], sigma, seconds)
 
 
-def changed(job: Job, settings: list[str]) -> Job:
+def changed(job: ChurnNetJob, settings: list[str]) -> ChurnNetJob:
     """The job with `table.key=value` settings; checked like a file. Raises SystemExit on a bad one."""
     data = job.model_dump(mode="json")
     for setting in settings:
@@ -141,7 +176,7 @@ def changed(job: Job, settings: list[str]) -> Job:
         if table not in data or not isinstance(data[table], dict) or key not in data[table]:
             raise SystemExit(f"no setting {place!r}; for example training.learning_rate=0.05")
         data[table][key] = value.split(",") if isinstance(data[table][key], list) else value
-    return Job.model_validate(data)
+    return ChurnNetJob.model_validate(data)
 
 
 def main() -> None:
@@ -152,6 +187,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epsilon", type=float)
     parser.add_argument("--set", action="append", default=[], dest="settings", metavar="TABLE.KEY=VALUE")
+    parser.add_argument("--branches", type=int, default=4, help="of a set without natural ones")
     parser.add_argument("--sizes", action="store_true", help="also FedAvg weighted by noisy branch sizes")
     parser.add_argument("--keep-state", action="store_true", help="optimiser moments survive a round")
     arguments = parser.parse_args()
@@ -162,7 +198,14 @@ def main() -> None:
     for dataset in chosen(arguments.sets):
         job = changed(load_job(dataset.example / "job.toml"), arguments.settings)
         results = [
-            experiment(dataset, job, s, compare_sizes=arguments.sizes, keep_state=arguments.keep_state)
+            experiment(
+                dataset,
+                job,
+                s,
+                branches=arguments.branches,
+                compare_sizes=arguments.sizes,
+                keep_state=arguments.keep_state,
+            )
             for s in range(arguments.seeds)
         ]
         figures = np.array([r.auc for r in results])

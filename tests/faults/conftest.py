@@ -1,24 +1,34 @@
 """A small real federation on loopback, and what the tests of failures ask of it."""
 
 import contextlib
+import csv
 import json
 import os
+import random
 import signal
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from sfumato.client.home import BranchHome
 from sfumato.client.launch import state_file
+from sfumato.client.vault.answer import Vault
+from sfumato.client.vault.service import open_vault
 from sfumato.common.codec import decode
-from sfumato.common.job import Job, load_job
+from sfumato.common.contract import Contract, load_contract
+from sfumato.common.job import AnalysisJob, Job, load_job
 from sfumato.common.messages import LedgerHead, ReleasedAnswer
 from sfumato.lab.federation import Federation
 from sfumato.lab.samplebank import SampleBank, generate
+from sfumato.lab.simulate import simulated_branches
 from sfumato.privacy.ledger import Ledger
 from sfumato.server.control import RunState
 from sfumato.server.coordinator import Coordinator
@@ -35,6 +45,103 @@ def bank(tmp_path_factory: pytest.TempPathFactory) -> SampleBank:
 @pytest.fixture(scope="session")
 def base_job(bank: SampleBank) -> Job:
     return load_job(bank.job)
+
+
+VILLAGE = """
+version = 1
+name = "village"
+purpose = "A few hundred made-up customers, for tests."
+holdout_fraction = 0.2
+
+[[tables]]
+name = "customers"
+columns = [
+  { name = "id", type = "string", role = "customer_id" },
+  { name = "place", type = "string", role = "branch" },
+  { name = "age", type = "integer", role = "feature", bounds = [18, 90] },
+  { name = "product", type = "category", role = "feature", categories = ["card", "loan", "deposit"] },
+  { name = "churned", type = "boolean", role = "label" },
+]
+"""
+
+
+@dataclass
+class Village:
+    """Branches of real vaults in this process, and who signs for them. `truth` is what nobody else may know."""
+
+    homes: list[BranchHome]
+    vaults: dict[int, Vault]
+    contract: Contract
+    key: Ed25519PrivateKey
+    customers: list[dict[str, Any]]
+
+    def job(self, *, epsilon: float = 0.5, repeats: int = 6, **federation: Any) -> AnalysisJob:
+        """How many customers there are of each product and age: one secure sum."""
+        return AnalysisJob.model_validate(
+            {
+                "name": "count",
+                "kind": "profile",
+                "purpose": "Count the village.",
+                "contract": "village",
+                "privacy": {"target_epsilon": epsilon, "delta": 1e-5, "mode": "secure-sum"},
+                "federation": {"min_branches": 3, "repeats": repeats} | federation,
+                "question": {"columns": ["product", "age"], "min_group": 1},
+                "audit": {"empty_slots": 8, "canaries": 8},
+            }
+        )
+
+    @property
+    def names(self) -> dict[int, str]:
+        return {n: vault.branch for n, vault in self.vaults.items()}
+
+    def ledger(self, node: int) -> Ledger:
+        return Ledger.read(self.homes[node - 1].ledger)
+
+    def restart(self, node: int) -> None:
+        home = self.homes[node - 1]
+        self.vaults[node] = open_vault(home, (home.path / "passphrase").read_text())
+
+
+@pytest.fixture(scope="session")
+def make_village(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[int], Village]]:
+    """make_village(branches): some dozens of customers in each."""
+    torch.set_num_threads(1)
+    with ExitStack() as stack:
+
+        def make(branches: int, budget_epsilon: float = 1000.0) -> Village:
+            path = tmp_path_factory.mktemp("village")
+            rng = random.Random(branches)
+            customers = [
+                {
+                    "id": f"c{i:05}",
+                    "place": f"place-{i % branches:02}",
+                    "age": rng.randint(18, 90),
+                    "product": rng.choice(["card", "card", "loan", "deposit"]),
+                    "churned": rng.random() < 0.3,
+                }
+                for i in range(40 * branches)
+            ]
+            (path / "contract.toml").write_text(VILLAGE)
+            with (path / "customers.csv").open("w", newline="") as file:
+                writer = csv.DictWriter(file, list(customers[0]))
+                writer.writeheader()
+                writer.writerows(customers)
+            made = stack.enter_context(
+                simulated_branches(
+                    path / "contract.toml",
+                    path / "customers.csv",
+                    branch_column="place",
+                    budget_epsilon=budget_epsilon,
+                    budget_delta=1e-5,
+                )
+            )
+            vaults = {
+                n: open_vault(home, (home.path / "passphrase").read_text())
+                for n, home in enumerate(made.homes, 1)
+            }
+            return Village(made.homes, vaults, load_contract(path / "contract.toml"), made.key, customers)
+
+        yield make
 
 
 class Small:

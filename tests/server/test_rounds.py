@@ -13,11 +13,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sfumato.common import codec, messages
 from sfumato.common.contract import load_contract
 from sfumato.common.errors import RefusalCode
-from sfumato.common.job import load_job, sign_job
+from sfumato.common.job import Audit, load_job, sign_job
 from sfumato.common.learners import churn_net
 from sfumato.common.notes import Checkpoint, branch_origin, sign_checkpoint
 from sfumato.server.exchange import Gathered
-from sfumato.server.rounds import Enrolled, JobFailed, JobRun, federated_average
+from sfumato.server.job_run import JobRun
+from sfumato.server.rounds import Enrolled, JobFailed
+from sfumato.server.training import federated_average
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "churn_modelling"
 CONTRACT = load_contract(EXAMPLE / "contract.toml")
@@ -26,6 +28,7 @@ JOB = JOB.model_copy(
     update={
         "training": JOB.training.model_copy(update={"rounds": 3}),
         "federation": JOB.federation.model_copy(update={"min_branches": 2}),
+        "audit": Audit(empty_slots=0, canaries=0),
     }
 )
 SIGNED = sign_job(JOB, CONTRACT, Ed25519PrivateKey.generate(), valid_for=timedelta(hours=1))

@@ -42,6 +42,7 @@ def simulate(
 ) -> None:
     """Run a job over your own data without any server, by Flower's simulation engine."""
     from sfumato.lab.simulate import simulate as run
+    from sfumato.server.answers import print_answer
     from sfumato.server.run_files import write_whole
 
     with Progress(
@@ -61,6 +62,10 @@ def simulate(
                     progress.update(task, description="ingesting", completed=event["done"], total=event["of"])
                 case "joined":
                     progress.update(task, description="opening the job", completed=0, total=None)
+                case "sum":
+                    progress.update(
+                        task, description="asking", completed=event["round"], total=event["rounds"]
+                    )
                 case "round":
                     progress.update(
                         task, description="training", completed=event["round"], total=event["rounds"]
@@ -84,6 +89,16 @@ def simulate(
             progress.update(task, description="central model without privacy", completed=0, total=None)
             assert result.pooled is not None
             summary["ceiling_auc"] = central_auc(result.pooled)
+    if result.outcome.answer is not None:
+        summary["answer"] = result.outcome.answer
+        print_answer(summary, result.outcome.answer, console)
+    else:
+        _print_model(summary)
+    if json_file is not None:
+        write_whole(json_file, json.dumps(summary, indent=1).encode())
+
+
+def _print_model(summary: dict[str, Any]) -> None:
     console.print(
         f"{summary['job']}: {summary['branches']} branches, about {summary['customers']:,} customers"
     )
@@ -91,12 +106,10 @@ def simulate(
         f"AUC {summary['auc']:.3f} (95% interval {summary['auc_low']:.3f} to {summary['auc_high']:.3f}), "
         f"epsilon {summary['epsilon']:.2f} at delta {summary['delta']:g}, {summary['seconds']:.1f} s"
     )
-    if ceiling:
+    if "ceiling_auc" in summary:
         console.print(
             f"Central XGBoost without privacy on the same features: AUC {summary['ceiling_auc']:.3f}"
         )
-    if json_file is not None:
-        write_whole(json_file, json.dumps(summary, indent=1).encode())
 
 
 def sample_bank(

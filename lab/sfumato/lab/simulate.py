@@ -9,11 +9,11 @@ import logging
 import os
 import secrets
 import tempfile
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,20 +30,23 @@ from sfumato.client.home import BranchHome, signer
 from sfumato.client.ingest.load import ingest, open_source
 from sfumato.client.ingest.parquet_source import ParquetSource
 from sfumato.client.ingest.sources import Source
+from sfumato.client.pinning import pin
 from sfumato.client.policy import Policy
 from sfumato.client.vault.answer import Vault
 from sfumato.client.vault.service import open_vault
 from sfumato.client.vault.store import Store
 from sfumato.common.contract import Contract, load_contract
+from sfumato.common.enrolment import Members
 from sfumato.common.errors import BadInput, SfumatoError
 from sfumato.common.flower_tasks import FRAME_RECORD
-from sfumato.common.job import Job, load_job, sign_job
+from sfumato.common.job import AnalysisJob, ChurnNetJob, load_job, sign_job
 from sfumato.common.private_files import write_new
 from sfumato.lab.partition import NumberedSource, split
 from sfumato.privacy.keys import EphemeralKeys, Keyring, PassphraseKeyProvider
 from sfumato.privacy.ledger import Ledger
 from sfumato.server.exchange import MessageExchange
-from sfumato.server.rounds import JobOutcome, JobRun, Report
+from sfumato.server.job_run import JobOutcome, JobRun
+from sfumato.server.rounds import Report
 
 BUDGET_FACTOR = 2.0  # the simulated branches' budget, in jobs: a second job would still be admitted
 
@@ -74,6 +77,50 @@ def simulate(
     """
     contract = load_contract(contract_file)
     job = load_job(job_file)
+    with simulated_branches(
+        contract_file,
+        data,
+        branch_column=branch_column,
+        branches=branches,
+        min_branch_size=min_branch_size,
+        row_number_as=row_number_as,
+        at_least=job.federation.min_branches,
+        budget_epsilon=BUDGET_FACTOR * job.privacy.target_epsilon,
+        budget_delta=job.privacy.delta,
+        report=report,
+        keep_pooled=keep_pooled,
+    ) as made:
+        outcome = _run(made.homes, job, contract, made.key, report)
+    return Simulation(outcome, made.pooled)
+
+
+@dataclass(frozen=True)
+class SimulatedBranches:
+    """Branches' directories with their data in them, the key that signs jobs for them, and the pooled features."""
+
+    homes: list[BranchHome]
+    key: Ed25519PrivateKey
+    pooled: pa.Table | None
+
+
+@contextmanager
+def simulated_branches(
+    contract_file: Path,
+    data: Path,
+    *,
+    branch_column: str | None = None,
+    branches: int = 4,
+    min_branch_size: int = 1,
+    row_number_as: str | None = None,
+    at_least: int = 1,
+    budget_epsilon: float,
+    budget_delta: float,
+    report: Report = lambda _: None,
+    keep_pooled: bool = False,
+) -> Iterator[SimulatedBranches]:
+    """Split one file into branches, each with a sealed store, a ledger and a budget of its own; all of it is
+    removed at the end. Raises BadInput."""
+    contract = load_contract(contract_file)
     if len(contract.tables) > 1:
         raise BadInput(
             f"{contract_file}: declares {len(contract.tables)} tables, and a simulation takes one file",
@@ -95,18 +142,24 @@ def simulate(
             min_branch_size=min_branch_size,
         )
         report({"event": "split", "branches": len(parts)})
-        if len(parts) < job.federation.min_branches:
-            raise BadInput(
-                f"{data}: makes {len(parts)} branches, the job needs at least {job.federation.min_branches}"
-            )
+        if len(parts) < at_least:
+            raise BadInput(f"{data}: makes {len(parts)} branches, the job needs at least {at_least}")
         key = Ed25519PrivateKey.generate()
+        genesis = {
+            "budget_epsilon": budget_epsilon,
+            "budget_delta": budget_delta,
+            "contract": contract.hash,
+            "unit": contract.unit,
+        }
         homes = []
         for number, (name, part) in enumerate(parts.items()):
-            homes.append(_make_branch(base / f"branch-{number:04d}", name, part, contract_file, job, key))
+            homes.append(_make_branch(base / f"branch-{number:04d}", name, part, contract_file, genesis, key))
             part.unlink()
             report({"event": "ingested", "branch": name, "done": number + 1, "of": len(parts)})
-        outcome = _run(homes, job, contract, key, report)
-    return Simulation(outcome, pooled)
+        members = Members.of({home.name: Ledger.read(home.ledger).public_key for home in homes})
+        for home in homes:
+            pin(home, members)
+        yield SimulatedBranches(homes, key, pooled)
 
 
 def _check_whole(source: Source, contract: Contract, base: Path, keep: bool) -> pa.Table | None:
@@ -121,7 +174,12 @@ def _check_whole(source: Source, contract: Contract, base: Path, keep: bool) -> 
 
 
 def _make_branch(
-    path: Path, name: str, part: Path, contract_file: Path, job: Job, key: Ed25519PrivateKey
+    path: Path,
+    name: str,
+    part: Path,
+    contract_file: Path,
+    genesis: dict[str, Any],
+    key: Ed25519PrivateKey,
 ) -> BranchHome:
     """A branch's directory as `branch init` and `branch ingest` make it, less the network's half."""
     home = BranchHome(path)
@@ -133,7 +191,7 @@ def _make_branch(
     keyring = Keyring.create(home.keyring, provider)
     contract = load_contract(contract_file)
     write_new(home.vault / "contract.toml", contract_file.read_bytes())
-    policy = Policy(max_epsilon_per_job=job.privacy.target_epsilon)
+    policy = Policy(max_epsilon_per_job=genesis["budget_epsilon"], min_colluders=0)
     write_new(home.vault / "policy.toml", policy.to_toml().encode())
     public = key.public_key().public_bytes(
         serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
@@ -141,12 +199,6 @@ def _make_branch(
     write_new(home.vault / "job-keys" / "lab.pem", public)
     write_new(path / "branch.toml", _toml_name(name))
     write_new(path / "passphrase", passphrase.encode())
-    genesis = {
-        "budget_epsilon": BUDGET_FACTOR * job.privacy.target_epsilon,
-        "budget_delta": job.privacy.delta,
-        "contract": contract.hash,
-        "unit": contract.unit,
-    }
     Ledger.create(home.ledger, branch=name, signer=signer(keyring), genesis=genesis).close()
     store = Store.create(home.store, contract, keyring)
     try:
@@ -162,7 +214,7 @@ def _toml_name(name: str) -> bytes:
     return tomli_w.dumps({"name": name}).encode()
 
 
-@lru_cache(maxsize=256)
+@cache
 def _vault(path: str) -> Vault:
     torch.set_num_threads(1)
     home = BranchHome(Path(path))
@@ -185,7 +237,11 @@ def _client_app(homes: list[BranchHome]) -> ClientApp:
 
 
 def _run(
-    homes: list[BranchHome], job: Job, contract: Contract, key: Ed25519PrivateKey, report: Report
+    homes: list[BranchHome],
+    job: ChurnNetJob | AnalysisJob,
+    contract: Contract,
+    key: Ed25519PrivateKey,
+    report: Report,
 ) -> JobOutcome:
     from flwr.simulation import run_simulation
 
@@ -212,7 +268,8 @@ def _run(
             num_supernodes=len(homes),
             backend_config={
                 "init_args": {
-                    "num_cpus": os.cpu_count() or 1,
+                    # A job's keys live in one vault's memory, so each vault must live in one process.
+                    "num_cpus": 1 if job.privacy.mode == "secure-sum" else os.cpu_count() or 1,
                     "log_to_driver": False,
                     "logging_level": "ERROR",
                 },

@@ -9,9 +9,11 @@ from safetensors.numpy import save
 from sfumato.common.enrolment import ed25519_public_key
 from sfumato.common.errors import SfumatoError
 from sfumato.common.job import SignedJob
+from sfumato.privacy import audit
 from sfumato.server.exchange import Exchange
 from sfumato.server.home import Branch
-from sfumato.server.rounds import Enrolled, JobOutcome, JobRun, Report
+from sfumato.server.job_run import ClaimContradicted, JobOutcome, JobRun
+from sfumato.server.rounds import Enrolled, Report
 from sfumato.server.run_files import (
     left_open,
     note_closed,
@@ -22,8 +24,13 @@ from sfumato.server.run_files import (
 
 def store_outcome(directory: Path, outcome: JobOutcome) -> None:
     directory.mkdir(parents=True, exist_ok=True)
-    write_whole(directory / "model.safetensors", save({"weights": outcome.weights}))
-    write_whole(directory / "histogram.json", json.dumps(outcome.histogram.tolist()).encode())
+    if outcome.weights is not None:
+        write_whole(directory / "model.safetensors", save({"weights": outcome.weights}))
+    if outcome.histogram is not None:
+        write_whole(directory / "histogram.json", json.dumps(outcome.histogram.tolist()).encode())
+    if outcome.answer is not None:
+        write_whole(directory / "answer.json", json.dumps(outcome.answer, indent=1, allow_nan=False).encode())
+    write_whole(directory / "audit.json", audit.to_json(outcome.evidence).encode())
     store_state(directory, {"state": "finished", **outcome.summary})
 
 
@@ -48,18 +55,21 @@ def run_job(
     names = sorted(b.name for b in branches.values())
     store_state(out_dir, {"state": "running", **job, "open_at": names})
     run = JobRun(exchange, signed, signed.contract, report, enrolled=enrolled, left_open=tuple(earlier))
+    rounds = run.rounds
     try:
         outcome = run.run()
     except BaseException as e:
+        if isinstance(e, ClaimContradicted):
+            write_whole(out_dir / "audit.json", audit.to_json(e.evidence).encode())
         reason = e.message if isinstance(e, SfumatoError) else f"internal: {type(e).__name__}"
-        state = {**job, "reason": reason, "refused": run.refused, "open_at": run.open_at}
+        state = {**job, "reason": reason, "refused": rounds.refused, "open_at": rounds.open_at}
         store_state(out_dir, {"state": "failed", **state, "per_branch": run.per_branch()})
         report({"event": "failed", **state})
         raise
     finally:
-        for job_id, closed in run.given_back.items():
+        for job_id, closed in rounds.given_back.items():
             note_closed(earlier[job_id], closed)
-    outcome.summary.update(expires_at=job["expires_at"], open_at=run.open_at)
+    outcome.summary.update(expires_at=job["expires_at"], open_at=rounds.open_at)
     store_outcome(out_dir, outcome)
     report({"event": "finished", **outcome.summary})
     return outcome

@@ -1,33 +1,37 @@
-"""A job's rounds: open, train, evaluate, close; who answered, who refused, who dropped. No I/O of its own.
+"""A job's rounds: open, ask, sum, close; who answered, who refused, who dropped. No I/O of its own.
 
-FedAvg (McMahan et al. 2017) with public weights: what the job declares, else the branches' noisy, charged sizes.
-A branch that drops is left out of that round and asked again in the next; below `min_branches` the job ends
-with a reason. Whatever happens, open branches are told to close, so that no reservation is left standing.
+Two sorts of round. Where each branch adds all the noise, one that drops is left out of that round and asked again
+in the next. In a secure sum only the shares of a whole set make sense: if one of them is missing, the round is
+asked again of those that answered, with fresh masks and noise, and charged again. Below `min_branches` the
+job ends with a reason. Whatever happens, open branches are told to close, so that no reservation is left standing.
 """
 
-import contextlib
-import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from sfumato.common import codec, messages
-from sfumato.common.analyses import score_histogram
+from sfumato.common import codec, fixed_point, messages
+from sfumato.common.analyses.analysis import NoisySum
 from sfumato.common.codec import FrameError
 from sfumato.common.contract import Contract
 from sfumato.common.errors import REFUSAL_TEXT, LedgerBroken, RefusalCode, SfumatoError
 from sfumato.common.job import SignedJob
-from sfumato.common.learners import churn_net
+from sfumato.privacy.audit import SumEvidence
+from sfumato.privacy.mechanisms import SumNoise
+from sfumato.privacy.plan import Ask, Plan
+from sfumato.privacy.secure_sum import roster_hash, set_hash
 from sfumato.server.exchange import Exchange
 
 Weights = npt.NDArray[np.float32]
 Report = Callable[[dict[str, Any]], None]
 GIVE_BACK_SECONDS = 30.0
 AWAY = RefusalCode.VAULT_UNREACHABLE
+BEYOND_NOISE = 50.0  # standard deviations: an empty slot there is no noise, but masks that do not cancel
+OWN_FIELDS = (messages.JobOpened, messages.ReleasedAnswer, messages.JobClosed, messages.RosterAccepted)
 
 
 class JobFailed(SfumatoError):
@@ -42,7 +46,7 @@ class BranchRecord:
 
     name: str
     node_id: int
-    customers: int = 0  # trained on; noisy, charged
+    customers: int = 0  # trained on; noisy, charged; 0 in a job of secure sums, where only the total is known
     epsilon: float = 0.0
     noise_multiplier: float = 0.0
     epsilon_spent: float = 0.0
@@ -51,6 +55,8 @@ class BranchRecord:
     rounds_answered: int = 0
     rounds_missed: int = 0
     bytes_sent: int = 0
+    key: messages.KeyShare | None = None
+    canaries: str = ""
     heads: list[messages.LedgerHead] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
@@ -71,16 +77,6 @@ class BranchRecord:
 
 
 @dataclass(frozen=True)
-class JobOutcome:
-    """A finished job: its weights, the noisy evaluation, and the record of each branch."""
-
-    weights: Weights
-    histogram: npt.NDArray[np.int64]
-    metrics: score_histogram.ScoreMetrics
-    summary: dict[str, Any]
-
-
-@dataclass(frozen=True)
 class Enrolled:
     """What was pinned of a branch at enrolment: its name, and the key that signs its ledger's heads."""
 
@@ -88,8 +84,40 @@ class Enrolled:
     ledger_key: Ed25519PublicKey
 
 
-class JobRun:
-    """One signed job over one exchange. `report` gets a small public dict for each event, for a screen.
+@dataclass(frozen=True)
+class Slots:
+    """What came out of the phantom slots of one release, of these branches (see privacy.audit)."""
+
+    ask: Ask
+    round: int
+    members: tuple[str, ...]
+    std: float
+    values: npt.NDArray[np.float64]
+    steps: int = 1
+
+    def evidence(self, empty_slots: int, coins: Mapping[str, npt.NDArray[np.bool_]]) -> SumEvidence:
+        """With the coins that the branches told at the end, [canaries] each. Where one did not, only the empty
+        slots say something."""
+        told = set(self.members) <= set(coins)
+        fallen = np.zeros(self.values.size - empty_slots, dtype=np.int64)
+        for name in self.members if told else ():
+            fallen += coins[name]
+        return SumEvidence(
+            what=self.ask.what,
+            round=self.round,
+            members=self.members,
+            std=self.std,
+            sample_rate=self.ask.sample_rate,
+            max_norm=self.ask.max_norm,
+            empty=tuple(self.values[:empty_slots].tolist()),
+            canary=tuple(self.values[empty_slots:].tolist()) if told else (),
+            coins=tuple(fallen.tolist()) if told else (),
+            steps=self.steps,
+        )
+
+
+class Rounds:
+    """One signed job's conversation over one exchange. `report` gets a small public dict for each event.
 
     With `enrolled` (by node id), an answer under another name or with a badly signed ledger head is dropped.
     `left_open` are jobs of earlier runs, to be closed first; `given_back` says which branches did. `open_at`
@@ -107,199 +135,270 @@ class JobRun:
         left_open: Iterable[str] = (),
         join_timeout: float = 120.0,
     ) -> None:
-        self._enrolled = enrolled
-        self._exchange = exchange
-        self._signed = signed
-        self._job = signed.job
-        self._contract = contract
-        self._report = report
-        self._join_timeout = join_timeout
-        self._branches: dict[int, BranchRecord] = {}
-        self._left_open = tuple(left_open)
+        self.signed = signed
+        self.job = signed.job
+        self.contract = contract
+        self.plan = Plan.of(signed.job, contract)
+        self.report = report
+        self.branches: dict[int, BranchRecord] = {}
+        self.slots: list[Slots] = []
+        self.sums = 0  # asked for, repeats included
         self.refused: list[dict[str, Any]] = []
         self.given_back: dict[str, set[str]] = {}
         self.open_at: list[str] = []
+        self._exchange = exchange
+        self._enrolled = enrolled
+        self._join_timeout = join_timeout
+        self._left_open = tuple(left_open)
+        self._set: set[int] = set()  # nodes whose masks will cancel
+        self._roster: str | None = None
+        self._repeats = 0
 
-    def run(self) -> JobOutcome:
-        """Raises JobFailed with the reason; reservations at the branches are released either way."""
-        started = time.monotonic()
-        try:
-            self._open()
-            self._count()
-            weights = self._train()
-            histogram, scales = self._evaluate(weights)
-        finally:
-            with contextlib.suppress(SfumatoError):  # what it was that ended the job matters more
-                self._close()
-        noise = score_histogram.laplace_variance(scales)
-        metrics = score_histogram.read(histogram, noise)
-        summary = self._summary(metrics, time.monotonic() - started) | {"noise_variance": noise}
-        return JobOutcome(weights, histogram, metrics, summary)
+    # --- opening and closing -----------------------------------------------------------------------------
 
-    def per_branch(self) -> list[dict[str, Any]]:
-        """What is known of each branch that opened the job, with the last head of its ledger; by name."""
-        return sorted((b.as_dict() for b in self._branches.values()), key=lambda b: str(b["name"]))
-
-    # --- steps -------------------------------------------------------------------------------------------
-
-    def _open(self) -> None:
-        needed = self._job.federation.min_branches
+    def open(self) -> None:
+        """Raises JobFailed or Unavailable when too few branches take part."""
+        needed = self.job.federation.min_branches
         nodes = self._exchange.open(at_least=needed, timeout=self._join_timeout)
-        self._report({"event": "joined", "branches": len(nodes)})
+        self.report({"event": "joined", "branches": len(nodes)})
         self._give_back(nodes)
-        question = messages.OpenJob(signed_job=self._signed)
         self.open_at = sorted(self._name(n) for n in nodes)
-        answers = self._ask(nodes, question, None)
-        for node, (message, _) in answers.items():
-            if isinstance(message, messages.JobOpened):
-                self._branches[node] = BranchRecord(
-                    name=message.branch,
-                    node_id=node,
-                    epsilon=message.epsilon,
-                    noise_multiplier=message.noise_multiplier,
-                    heads=[message.ledger],
-                )
-                self._report({"event": "opened", "branch": message.branch, "epsilon": message.epsilon})
+        answers = self._open_at(nodes)
         # Who gave no answer, or lost its vault over it, may have opened the job all the same.
         clear = {n for n, (m, _) in answers.items() if isinstance(m, messages.Refused) and m.code is not AWAY}
         self.open_at = sorted(self._name(n) for n in nodes if n not in clear)
-        self._require(len(self._branches), "opened the job")
+        self._require(len(self.branches), "opened the job")
+        if self.job.privacy.mode == "secure-sum":
+            self._agree()
+
+    def _open_at(self, nodes: Iterable[int]) -> Mapping[int, tuple[messages.Answer, codec.Vector | None]]:
+        answers = self.ask(nodes, messages.OpenJob(signed_job=self.signed))
+        for node, (message, _) in answers.items():
+            if isinstance(message, messages.JobOpened):
+                record = self.branches.setdefault(node, BranchRecord(name=message.branch, node_id=node))
+                record.epsilon, record.noise_multiplier = message.epsilon, message.noise_multiplier
+                record.key = message.key
+                record.heads.append(message.ledger)
+                self.report({"event": "opened", "branch": message.branch, "epsilon": message.epsilon})
+        return answers
+
+    def _agree(self) -> None:
+        """Hand everyone everyone's signed key; who accepts all of them is in the set."""
+        shares = {n: b.key for n, b in self.branches.items() if b.key is not None}
+        members = tuple(sorted(shares.values(), key=lambda s: s.branch))
+        self._require(len(members), "gave a key for secure sums")
+        self._roster = roster_hash(members)
+        question = messages.Roster(job_id=self.signed.job_id, members=members)
+        answers = self.ask(shares, question)
+        self._set = {
+            node
+            for node, (m, _) in answers.items()
+            if isinstance(m, messages.RosterAccepted) and m.roster == self._roster
+        }
+        self._require(len(self._set), "accepted the roster")
 
     def _give_back(self, nodes: Iterable[int]) -> None:
         """A branch that refuses to close a job does not know it, so it holds nothing for it."""
-        timeout = min(GIVE_BACK_SECONDS, self._job.federation.round_timeout_seconds)
+        timeout = min(GIVE_BACK_SECONDS, self.job.federation.round_timeout_seconds)
         for job_id in self._left_open:
             frame = codec.encode(messages.CloseJob(job_id=job_id))
             gathered = self._exchange.ask(dict.fromkeys(nodes, frame), timeout=timeout)
             self.given_back[job_id] = {self._name(n) for n, raw in gathered.answers.items() if _settled(raw)}
 
-    def _count(self) -> None:
-        """Noisy sizes: what FedAvg weighs by, where the job declares no weights of its own."""
-        question = messages.Count(job_id=self._signed.job_id)
-        for node, vector in self._released(question, None, "size", 0).items():
-            self._branches[node].customers = max(1, int(vector[0]))
-
-    def _sizes(self) -> dict[str, float]:
-        """A branch that missed the count weighs as much as the others do on average."""
-        known = [b.customers for b in self._branches.values() if b.customers]
-        return {b.name: float(b.customers or np.mean(known)) for b in self._branches.values()}
-
-    def _train(self) -> Weights:
-        job = self._job
-        net = churn_net.build(self._contract, job.model, job.training.seed)
-        weights = churn_net.flatten(net)
-        for round_ in range(1, job.training.rounds + 1):
-            question = messages.Train(job_id=self._signed.job_id, round=round_)
-            answers = self._released(question, weights, "weights", round_)
-            update = [(self._branches[n].name, v) for n, v in answers.items()]
-            weights = federated_average(update, job.federation.weights or self._sizes())
-            self._report(
-                {
-                    "event": "round",
-                    "round": round_,
-                    "rounds": job.training.rounds,
-                    "branches": sorted(name for name, _ in update),
-                    "epsilon_spent": {b.name: b.epsilon_spent for b in self._branches.values()},
-                    "epsilon_budget": {b.name: b.epsilon_budget for b in self._branches.values()},
-                }
-            )
-        return weights
-
-    def _evaluate(self, weights: Weights) -> tuple[npt.NDArray[np.int64], list[float]]:
-        job = self._job
-        question = messages.Evaluate(job_id=self._signed.job_id, round=job.training.rounds)
-        answers = self._released(question, weights, "score-histogram", job.training.rounds)
-        scale = self._contract.max_branches_per_customer / (
-            job.privacy.evaluation_share * job.privacy.target_epsilon
-        )
-        total = np.zeros(2 * job.evaluation.bins, dtype=np.int64)
-        for vector in answers.values():
-            total += vector.astype(np.int64)
-        return total, [scale] * len(answers)
-
-    def _close(self) -> None:
-        if not self._branches:
+    def close(self) -> None:
+        if not self.branches:
             return
-        question = messages.CloseJob(job_id=self._signed.job_id)
-        for node, (message, _) in self._ask(tuple(self._branches), question, None).items():
+        question = messages.CloseJob(job_id=self.signed.job_id)
+        for node, (message, _) in self.ask(tuple(self.branches), question).items():
             if isinstance(message, messages.JobClosed):
-                record = self._branches[node]
+                record = self.branches[node]
                 record.epsilon_spent = message.epsilon_spent
                 record.epsilon_remaining = message.epsilon_remaining
+                record.canaries = message.canaries
                 record.heads.append(message.ledger)
                 self.open_at = [name for name in self.open_at if name != record.name]
 
+    # --- sums --------------------------------------------------------------------------------------------
+
+    def total(self, round_: int, length: int, body: Weights | None = None) -> NoisySum:
+        """This round's noisy total over all branches, float64 [length]. Raises JobFailed."""
+        ask = self.plan.ask(round_)
+        if self.job.privacy.mode == "secure-sum":
+            members, total = self._secure_total(round_, ask, length, body)
+            privacy = self.job.privacy
+            noise = SumNoise(
+                ask.noise_multiplier, self.plan.times, ask.sample_rate, len(members), privacy.colluders
+            )
+        else:
+            members, total = self._local_total(round_, ask, length, body)
+            noise = SumNoise(ask.noise_multiplier, 1, ask.sample_rate)
+        std = noise.total_std(ask.l2_sensitivity(length + self.phantom_slots), ask.max_norm)
+        if self.job.privacy.mode == "local":
+            std *= float(np.sqrt(len(members)))
+        values = fixed_point.decode(total, ask.max_norm)
+        self._check_fit(values[length:], std)
+        self.slots.append(Slots(ask, round_, members, std, values[length:]))
+        return NoisySum(values[:length], std)
+
+    def _secure_total(
+        self, round_: int, ask: Ask, length: int, body: Weights | None
+    ) -> tuple[tuple[str, ...], fixed_point.Ints]:
+        if {n for n in self.branches if self.branches[n].key is None}:
+            self._rejoin()
+        while True:
+            members = tuple(sorted(self.branches[n].name for n in self._set))
+            self._require(len(members), f"are left for round {round_}")
+            question = messages.Sum(
+                job_id=self.signed.job_id, round=round_, members=members, roster=self._roster
+            )
+            answers = self.ask(tuple(self._set), question, body)
+            shares = self._vectors(answers, "share", round_, length + self.phantom_slots, np.int64)
+            self.sums += 1
+            lost = self._set - set(shares)
+            if not lost:
+                return members, fixed_point.add(v.astype(np.int64, copy=False) for v in shares.values())
+            for node in lost:
+                answer = answers.get(node, (None, None))[0]
+                if isinstance(answer, messages.Refused) and answer.code is RefusalCode.UNKNOWN_ROSTER:
+                    self.branches[node].key = None  # its vault restarted: it may come back with a new one
+            self._set -= lost
+            self._ask_again(round_, sorted(self._name(n) for n in lost))
+
+    def _ask_again(self, round_: int, lost: list[str]) -> None:
+        self._repeats += 1
+        self.report({"event": "repeat", "round": round_, "without": lost})
+        if self._repeats > self.plan.repeats:
+            raise JobFailed(
+                f"round {round_} lost {', '.join(lost)}, and the job has no repeat left: "
+                f"it paid for {self.plan.repeats} (federation.repeats)"
+            )
+
+    def _rejoin(self) -> None:
+        """A vault that restarted has forgotten its key: it opens the job again and all agree on a new roster."""
+        self._open_at([n for n, b in self.branches.items() if b.key is None])
+        self._agree()
+
+    def _local_total(
+        self, round_: int, ask: Ask, length: int, body: Weights | None
+    ) -> tuple[tuple[str, ...], fixed_point.Ints]:
+        question = messages.Sum(job_id=self.signed.job_id, round=round_)
+        answers = self.ask(tuple(self.branches), question, body)
+        sums = self._vectors(answers, "sum", round_, length + self.phantom_slots, np.int64)
+        self.sums += 1
+        self._require(len(sums), f"answered round {round_}")
+        members = tuple(sorted(self.branches[n].name for n in sums))
+        return members, fixed_point.add(v.astype(np.int64, copy=False) for v in sums.values())
+
+    @property
+    def phantom_slots(self) -> int:
+        return self.job.audit.empty_slots + self.job.audit.canaries
+
+    def _check_fit(self, slots: npt.NDArray[np.float64], std: float) -> None:
+        empty = slots[: self.job.audit.empty_slots]
+        if empty.size and float(np.abs(empty).max()) > BEYOND_NOISE * std:
+            raise JobFailed("the shares do not fit together: a branch sent a share of something else")
+
     # --- asking ------------------------------------------------------------------------------------------
 
-    def _released(
-        self, question: messages.Question, weights: Weights | None, what: str, round_: int
+    def released(
+        self,
+        question: messages.Question,
+        body: Weights | None,
+        what: messages.What,
+        *,
+        round_: int,
+        length: int,
     ) -> dict[int, codec.Vector]:
-        """Vectors of every branch that released, checked for kind and length."""
-        vectors: dict[int, codec.Vector] = {}
-        lengths = {"size": 1, "score-histogram": 2 * self._job.evaluation.bins}
-        expected = lengths[what] if weights is None or what in lengths else weights.size
+        """Vectors of every branch that released by itself, checked for kind and length."""
+        answers = self.ask(tuple(self.branches), question, body)
         dtype = np.float32 if what == "weights" else np.int64
-        for node, (message, vector) in self._ask(tuple(self._branches), question, weights).items():
-            record = self._branches[node]
+        vectors = self._vectors(answers, what, round_, length, dtype)
+        step = {"size": "gave their size", "weights": f"answered round {round_}"}
+        self._require(len(vectors), step.get(what, "answered the evaluation"))
+        return vectors
+
+    def _vectors(
+        self,
+        answers: Mapping[int, tuple[messages.Answer, codec.Vector | None]],
+        what: messages.What,
+        round_: int,
+        length: int,
+        dtype: Any,
+    ) -> dict[int, codec.Vector]:
+        vectors: dict[int, codec.Vector] = {}
+        for node, (message, vector) in answers.items():
             if not isinstance(message, messages.ReleasedAnswer) or vector is None:
                 continue
-            if message.what != what or vector.size != expected or vector.dtype != dtype:
-                self._report(
-                    {"event": "dropped", "branch": record.name, "reason": "answer has the wrong form"}
-                )
+            record = self.branches[node]
+            if (
+                (message.what, message.round) != (what, round_)
+                or vector.size != length
+                or vector.dtype != dtype
+                or not self._for_this_set(message)
+            ):
+                self._drop(node, "answer has the wrong form")
                 continue
             vectors[node] = vector
             record.heads.append(message.ledger)
             record.epsilon_spent = message.cost.epsilon_spent
             record.epsilon_budget = message.cost.epsilon_budget
-            if what == "weights":
-                record.rounds_answered += 1
-        for node, record in self._branches.items():
-            if node not in vectors and what == "weights":
-                record.rounds_missed += 1
-        step = {"size": "gave their size", "weights": f"answered round {round_}"}
-        self._require(len(vectors), step.get(what, "answered the evaluation"))
+        if what not in ("size", "score-histogram"):
+            for node, record in self.branches.items():
+                record.rounds_answered += node in vectors
+                record.rounds_missed += node not in vectors
         return vectors
 
-    def _ask(
-        self, nodes: Iterable[int], question: messages.Question, body: Weights | None
+    def _for_this_set(self, message: messages.ReleasedAnswer) -> bool:
+        names = sorted(self.branches[n].name for n in self._set)
+        return message.what != "share" or message.members == set_hash(names)
+
+    def ask(
+        self, nodes: Iterable[int], question: messages.Question, body: Weights | None = None
     ) -> Mapping[int, tuple[messages.Answer, codec.Vector | None]]:
+        """Every authentic answer, refusals among them; what is none is reported and dropped."""
         frame = codec.encode(question, body)
         gathered = self._exchange.ask(
-            dict.fromkeys(nodes, frame), timeout=self._job.federation.round_timeout_seconds
+            dict.fromkeys(nodes, frame), timeout=self.job.federation.round_timeout_seconds
         )
         answers: dict[int, tuple[messages.Answer, codec.Vector | None]] = {}
         for node, raw in gathered.answers.items():
-            if node in self._branches:
-                self._branches[node].bytes_sent += len(raw)
+            if node in self.branches:
+                self.branches[node].bytes_sent += len(raw)
             try:
                 message, vector = codec.decode(raw, "answer")
             except FrameError:
-                self._report({"event": "dropped", "branch": self._name(node), "reason": "not a frame"})
+                self._drop(node, "not a frame")
                 continue
             if isinstance(message, messages.Refused):
                 self._note_refusal(node, message)
             elif not self._authentic(node, message):
-                self._report({"event": "dropped", "branch": self._name(node), "reason": "is not who it says"})
+                self._drop(node, "is not who it says")
                 continue
             answers[node] = (message, vector)
         for node, reason in gathered.dropped.items():
-            self._report({"event": "dropped", "branch": self._name(node), "reason": reason})
+            self._drop(node, reason)
         return answers
 
     def _authentic(self, node: int, message: messages.Answer) -> bool:
-        if self._enrolled is None or not isinstance(
-            message, messages.JobOpened | messages.ReleasedAnswer | messages.JobClosed
-        ):
+        if not isinstance(message, OWN_FIELDS):
+            return True
+        if message.job_id != self.signed.job_id:
+            return False
+        if self._enrolled is None:
             return True
         pinned = self._enrolled.get(node)
-        if pinned is None or message.branch != pinned.name or message.job_id != self._signed.job_id:
+        if pinned is None or message.branch != pinned.name:
             return False
+        if isinstance(message, messages.RosterAccepted):
+            return True
         try:
             message.ledger.verify(message.branch, pinned.ledger_key)
         except LedgerBroken:
             return False
         return True
+
+    def _drop(self, node: int, reason: str) -> None:
+        self.report({"event": "dropped", "branch": self._name(node), "reason": reason})
 
     def _note_refusal(self, node: int, message: messages.Refused) -> None:
         refusal = {
@@ -310,43 +409,23 @@ class JobRun:
             "remaining": message.remaining,
         }
         self.refused.append(refusal)
-        self._report({"event": "refused", **refusal})
+        self.report({"event": "refused", **refusal})
 
     def _name(self, node: int) -> str:
-        if node in self._branches:
-            return self._branches[node].name
+        if node in self.branches:
+            return self.branches[node].name
         if self._enrolled and node in self._enrolled:
             return self._enrolled[node].name
         return f"node {node}"
 
     def _require(self, count: int, what: str) -> None:
-        needed = self._job.federation.min_branches
+        needed = self.job.federation.min_branches
         if count < needed:
             reasons = sorted({f"{r['branch']}: {r['text']}" for r in self.refused})
             raise JobFailed(
                 f"only {count} of at least {needed} branches {what}"
                 + (". " + "; ".join(reasons) if reasons else "")
             )
-
-    def _summary(self, metrics: score_histogram.ScoreMetrics, seconds: float) -> dict[str, Any]:
-        customers = sum(b.customers for b in self._branches.values()) / (1 - self._contract.holdout_fraction)
-        return {
-            "job": self._job.name,
-            "job_id": self._signed.job_id,
-            "kind": self._job.kind,
-            "auc": metrics.auc.value,
-            "auc_low": metrics.auc.low,
-            "auc_high": metrics.auc.high,
-            "metrics": asdict(metrics),
-            "epsilon": max(b.epsilon for b in self._branches.values()),
-            "delta": self._job.privacy.delta,
-            "branches": len(self._branches),
-            "customers": max(0, round(customers)),
-            "rounds": self._job.training.rounds,
-            "seconds": seconds,
-            "per_branch": self.per_branch(),
-            "refused": self.refused,
-        }
 
 
 def _settled(raw: bytes) -> bool:
@@ -357,12 +436,3 @@ def _settled(raw: bytes) -> bool:
         return False
     unknown = isinstance(message, messages.Refused) and message.code is RefusalCode.UNKNOWN_JOB
     return unknown or isinstance(message, messages.JobClosed)
-
-
-def federated_average(updates: list[tuple[str, codec.Vector]], weights: Mapping[str, float]) -> Weights:
-    """Weighted mean of float32 vectors; a branch without a declared weight weighs 1. Raises ValueError if none."""
-    if not updates:
-        raise ValueError("no update to average")
-    share = np.array([weights.get(name, 1.0) for name, _ in updates])
-    stacked = np.stack([vector.astype(np.float64) for _, vector in updates])
-    return np.asarray(share @ stacked / share.sum(), dtype=np.float32)

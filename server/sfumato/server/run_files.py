@@ -3,6 +3,8 @@
 result.json          state, summary, metrics with intervals, each branch's spending and kept ledger heads
 model.safetensors    the weights
 histogram.json       the noisy score-by-label counts that every metric is read from
+answer.json          what an analysis found: every number with its interval
+audit.json           what came out of the phantom slots (see privacy.audit)
 """
 
 import json
@@ -43,10 +45,16 @@ def read_result(directory: Path) -> dict[str, Any]:
         raise BadInput(f"{directory}: no result of a job here") from None
 
 
-def read_histogram(directory: Path) -> npt.NDArray[np.int64] | None:
+def read_histogram(directory: Path) -> npt.NDArray[np.float64] | None:
     """The noisy counts, or None for a job that did not get so far."""
     path = directory / "histogram.json"
-    return np.asarray(json.loads(path.read_text()), dtype=np.int64) if path.is_file() else None
+    return np.asarray(json.loads(path.read_text()), dtype=np.float64) if path.is_file() else None
+
+
+def read_answer(directory: Path) -> dict[str, Any] | None:
+    """What an analysis found, or None for a job that is none or did not get so far."""
+    path = directory / "answer.json"
+    return dict(json.loads(path.read_text())) if path.is_file() else None
 
 
 def run_directory(home: CoordinatorHome, run_id: int) -> Path:

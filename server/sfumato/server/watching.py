@@ -59,6 +59,13 @@ class Screen:
                 )
                 for name, spent in event["epsilon_spent"].items():
                     self._branches[name] = (spent, event["epsilon_budget"][name])
+            case "sum":
+                self._progress.update(
+                    self._task, description="asking", completed=event["round"], total=event["rounds"]
+                )
+            case "repeat":
+                lost = ", ".join(event["without"])
+                self._troubles.append(f"round {event['round']} is asked again, without {lost}")
             case "refused":
                 self._troubles.append(f"{event['branch']} refused: {event['text']}")
             case "dropped":

@@ -4,46 +4,46 @@
 stays in the vault's own log.
 """
 
+import hmac
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from dp_accounting.dp_event import DpEvent
 
-from sfumato.client.features import customer_frame, holdout_mask
+from sfumato.client.home import signer
 from sfumato.client.policy import Policy
+from sfumato.client.vault.contribution import Contributing, load_weights
+from sfumato.client.vault.customers import Customers, WarmData
 from sfumato.client.vault.store import Store
+from sfumato.client.vault.sums import Members, SecureSums
 from sfumato.common import codec, messages
 from sfumato.common.analyses import score_histogram
 from sfumato.common.codec import FrameError, Vector
 from sfumato.common.contract import Contract
 from sfumato.common.errors import Refusal, RefusalCode
-from sfumato.common.job import Job, SignedJob
+from sfumato.common.job import ANY_JOB, AnalysisJob, ChurnNetJob, Job, SignedJob
 from sfumato.common.learners import churn_net
-from sfumato.common.learners.encoding import Encoded, Encoder
 from sfumato.privacy import accounting, dpsgd
-from sfumato.privacy.door import Door, Population, Released
+from sfumato.privacy.door import Door, Released
 from sfumato.privacy.keys import Keyring
 from sfumato.privacy.ledger import Entry, Ledger
-from sfumato.privacy.mechanisms import DiscreteLaplaceHistogram, DpSgdTraining, OneCellCounts
+from sfumato.privacy.mechanisms import (
+    DiscreteLaplaceHistogram,
+    DpSgdTraining,
+    GaussianSum,
+    OneCellCounts,
+    SumNoise,
+)
 from sfumato.privacy.noise import SecureRandom
+from sfumato.privacy.phantoms import Phantoms
+from sfumato.privacy.plan import Plan
 
 log = logging.getLogger("sfumato.vault")
 MOST_REFUSALS_A_DAY = 1000
-
-
-@dataclass(frozen=True, repr=False)
-class Customers:
-    """The branch's customers as the learner sees them: encoded by the contract, split by a keyed hash."""
-
-    encoded: Encoded
-    labels: npt.NDArray[np.float32]
-    holdout: npt.NDArray[np.bool_]
 
 
 class Vault:
@@ -60,6 +60,7 @@ class Vault:
         policy: Policy,
         job_keys: dict[str, Ed25519PublicKey],
         approved: Callable[[], frozenset[str]] = frozenset,
+        members: Members = dict,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self.branch = branch
@@ -73,27 +74,35 @@ class Vault:
         self._approved = approved
         self._now = now
         self._rng = SecureRandom()
-        self._customers: dict[int, Customers] = {}  # by number of bins
+        self._data = WarmData(store, contract, keyring)
+        self._contributing = Contributing(contract, self._data, self._rng)
+        self._sums = SecureSums(branch, signer(keyring), policy, members)
 
     def answer(self, frame: bytes) -> bytes:
         """One question's frame in, one answer's frame out. Never raises."""
+        question: messages.Question | None = None
         try:
             question, body = codec.decode(frame, "question")
             return self._dispatch(question, body, frame)
         except FrameError:
-            return self._refuse(Refusal(RefusalCode.BAD_FRAME))
-        except Refusal as refusal:
-            return self._refuse(refusal)
+            refusal = Refusal(RefusalCode.BAD_FRAME)
+        except Refusal as e:
+            refusal = e
         except Exception:
             log.exception("a question could not be answered")
-            return self._refuse(Refusal(RefusalCode.INTERNAL))
+            refusal = Refusal(RefusalCode.INTERNAL)
+        return self._refuse(refusal, question)
 
     def _dispatch(self, question: messages.Question, body: Vector | None, frame: bytes) -> bytes:
         match question:
             case messages.Ping():
                 return codec.encode(messages.Pong(branch=self.branch))
             case messages.OpenJob():
-                return self._recorded(question.signed_job, lambda: self._open(question.signed_job))
+                return self._open(question.signed_job)
+            case messages.Roster():
+                return self._roster(question)
+            case messages.Sum():
+                return self._sum(question, body, frame)
             case messages.Count():
                 return self._count(question)
             case messages.Train():
@@ -103,31 +112,35 @@ class Vault:
             case messages.CloseJob():
                 return self._close(question.job_id)
 
-    def _recorded(self, signed: SignedJob, act: Callable[[], bytes]) -> bytes:
-        """A job that is turned away stands in the ledger with its reason, for the compliance officer.
-
-        Anybody who reaches the vault can have a job turned away, so a day's worth of refusals is bounded; the
-        vault's log has the rest.
-        """
-        try:
-            return act()
-        except Refusal as refusal:
-            body = {
-                "code": refusal.code.value,
-                "job_hash": signed.job_hash,
-                "epsilon": signed.job.privacy.target_epsilon,
-            }
-            with self._ledger.exclusive() as transaction:
-                since = self._now() - timedelta(days=1)
-                if sum(e.time > since for e in transaction.entries("refuse")) < MOST_REFUSALS_A_DAY:
-                    transaction.append("refuse", body, job_id=signed.job_id)
-            raise
-
-    def _refuse(self, refusal: Refusal) -> bytes:
+    def _refuse(self, refusal: Refusal, question: messages.Question | None) -> bytes:
         log.warning("refused: %s", refusal.code.value)
+        try:
+            self._record(refusal, question)
+        except Exception:  # a full disk must not turn a refusal into silence
+            log.exception("a refusal could not be recorded")
         return codec.encode(
             messages.Refused(code=refusal.code, requested=refusal.requested, remaining=refusal.remaining)
         )
+
+    def _record(self, refusal: Refusal, question: messages.Question | None) -> None:
+        """What is turned away stands in the ledger with its reason, for the compliance officer.
+
+        Anybody who reaches the vault can have a question turned away, so a day's worth of refusals is bounded;
+        the vault's log has the rest. Closing a job that is not known here is no attack: a coordinator asks so
+        after a crash.
+        """
+        if isinstance(question, messages.CloseJob):
+            return
+        body: dict[str, Any] = {"code": refusal.code.value, "question": question.type if question else None}
+        job_id = getattr(question, "job_id", None)
+        if isinstance(question, messages.OpenJob):
+            signed = question.signed_job
+            job_id = signed.job_id
+            body |= {"job_hash": signed.job_hash, "epsilon": signed.job.privacy.target_epsilon}
+        with self._ledger.exclusive() as transaction:
+            since = self._now() - timedelta(days=1)
+            if sum(e.time > since for e in transaction.entries("refuse")) < MOST_REFUSALS_A_DAY:
+                transaction.append("refuse", body, job_id=job_id)
 
     # --- opening a job -----------------------------------------------------------------------------------
 
@@ -136,9 +149,11 @@ class Vault:
         if signed.contract_hash != self._contract.hash or signed.job.contract != self._contract.name:
             raise Refusal(RefusalCode.WRONG_CONTRACT)
         self._policy.admit(signed, self._approved())
-        if not self._store.tables().get(self._contract.customers) or self._contract.label is None:
+        self._sums.admit(signed.job)
+        labelled = self._contract.label is not None or not isinstance(signed.job, ChurnNetJob)
+        if not self._store.tables().get(self._contract.customers) or not labelled:
             raise Refusal(RefusalCode.NO_DATA)
-        plan = Plan.of(signed.job, self._contract.max_branches_per_customer)
+        plan = Plan.of(signed.job, self._contract)
         reserved = self.door.reserve(
             signed.job_id,
             plan.events,
@@ -149,6 +164,8 @@ class Vault:
                 "noise_multiplier": plan.noise_multiplier,
             },
         )
+        if reserved.body["job_hash"] != signed.job_hash:
+            raise Refusal(RefusalCode.UNKNOWN_JOB)  # another job under an id that is taken
         privacy = signed.job.privacy
         log.info("job %s opened, epsilon %s", signed.job_id, privacy.target_epsilon)
         return codec.encode(
@@ -159,31 +176,90 @@ class Vault:
                 epsilon=max(accounting.pld_epsilon([e], privacy.delta) for e in plan.events.values()),
                 delta=privacy.delta,
                 noise_multiplier=plan.noise_multiplier,
+                key=self._sums.share(signed.job_id, signed.job, signed.job_hash),
                 ledger=self._ledger.signed_head(),
             )
         )
 
-    def _opened(self, job_id: str) -> tuple[Job, "Plan"]:
+    def _opened(self, job_id: str) -> tuple[ChurnNetJob | AnalysisJob, Plan]:
         reserved = self._ledger.entries("reserve", job_id=job_id)
         if not reserved:
             raise Refusal(RefusalCode.UNKNOWN_JOB)
-        job = Job.model_validate(reserved[0].body["job"])
-        return job, Plan.of(job, self._contract.max_branches_per_customer)
+        job = ANY_JOB.validate_python(reserved[0].body["job"])
+        return job, Plan.of(job, self._contract)
 
-    # --- rounds ------------------------------------------------------------------------------------------
+    # --- secure sums, and sums with all the noise of one branch ------------------------------------------
+
+    def _roster(self, question: messages.Roster) -> bytes:
+        self._opened(question.job_id)
+        roster = self._sums.accept(question)
+        return codec.encode(
+            messages.RosterAccepted(job_id=question.job_id, branch=self.branch, roster=roster)
+        )
+
+    def _sum(self, question: messages.Sum, body: Vector | None, frame: bytes) -> bytes:
+        job, plan = self._opened(question.job_id)
+        if isinstance(job, ChurnNetJob) and job.privacy.mode == "local":
+            raise Refusal(RefusalCode.ROUND_OUT_OF_ORDER)  # it is trained by `Train`; its plan knows no sums
+        ask = plan.ask(question.round)
+        self._check_order(question.job_id, question.round)
+        secure = job.privacy.mode == "secure-sum"
+        if not secure and (question.members or question.roster):
+            raise Refusal(RefusalCode.BAD_ROSTER)
+        mask = self._sums.mask(question, job) if secure else None
+        noise = SumNoise(
+            ask.noise_multiplier,
+            times=plan.times if secure else 1,
+            sample_rate=ask.sample_rate,
+            members=len(question.members) if secure else 1,
+            colluders=job.privacy.colluders if secure else 0,
+        )
+        phantoms = self._phantoms(question.job_id, job)
+        contribution = self._contributing.of(question.job_id, job, ask, question.round, body, phantoms)
+        mechanism = GaussianSum(
+            contribution=contribution.compute,
+            noise=noise,
+            l2_sensitivity=contribution.l2_sensitivity,
+            rng=self._rng,
+            mask=mask,
+        )
+        return self.door.release(
+            mechanism,
+            job_id=question.job_id,
+            round_=question.round,
+            what="share" if secure else "sum",
+            population=ask.population,
+            question=frame,
+            times=1 if secure else plan.times,
+            members=question.members,
+        ).frame
+
+    def _check_order(self, job_id: str, round_: int) -> None:
+        """Never back; the last round may be asked again (the door says of whom)."""
+        charges = self._ledger.entries("charge", job_id=job_id)
+        if round_ < max((e.body["round"] for e in charges), default=0):
+            raise Refusal(RefusalCode.ROUND_OUT_OF_ORDER)
+
+    def _phantoms(self, job_id: str, job: Job) -> Phantoms:
+        """The job's phantom customers. Their coins come from a key of this branch, so that a restarted vault
+        has the same ones."""
+        seed = hmac.digest(self._keyring.data_key("phantoms"), job_id.encode(), "sha256")
+        return Phantoms.draw(job.audit.empty_slots, job.audit.canaries, SecureRandom(seed))
+
+    # --- local training ----------------------------------------------------------------------------------
 
     def _train(self, question: messages.Train, body: Vector | None, frame: bytes) -> bytes:
-        job, plan = self._opened(question.job_id)
+        job, plan = self._local(question.job_id)
         self._check_round(question.job_id, question.round, job.training.rounds)
         net = churn_net.build(self._contract, job.model, job.training.seed)
-        _load(net, body)
-        customers = self._customers_for(job)
+        load_weights(net, body)
+        customers = self._data.learners(job.model.bins)
         size = max(1, int(self._size(question.job_id, customers, plan).vector[0]))
-        rows = ~customers.holdout
-        encoded, labels = customers.encoded.take(rows), customers.labels[rows]
+        encoded, labels = customers.training
+        phantoms = self._phantoms(question.job_id, job)
 
         def train() -> npt.NDArray[np.float32]:
-            dpsgd.train(
+            state = dpsgd.train(
                 net,
                 encoded,
                 labels,
@@ -195,8 +271,9 @@ class Vault:
                 optimizer=job.training.optimizer,
                 expected_batch_size=max(1.0, job.training.sample_rate * size),
                 rng=self._rng,
+                phantoms=phantoms,
             )
-            return churn_net.flatten(net)
+            return np.concatenate([churn_net.flatten(net), state.phantoms.astype(np.float32)])
 
         mechanism = DpSgdTraining(
             plan.noise_multiplier, job.training.sample_rate, job.training.local_steps, train
@@ -212,12 +289,12 @@ class Vault:
         ).frame
 
     def _evaluate(self, question: messages.Evaluate, body: Vector | None, frame: bytes) -> bytes:
-        job, plan = self._opened(question.job_id)
+        job, plan = self._local(question.job_id)
         if question.round != job.training.rounds:  # the plan pays for one evaluation, of the final weights
             raise Refusal(RefusalCode.ROUND_OUT_OF_ORDER)
         net = churn_net.build(self._contract, job.model, job.training.seed)
-        _load(net, body)
-        customers = self._customers_for(job)
+        load_weights(net, body)
+        customers = self._data.learners(job.model.bins)
         logits = churn_net.logits(net, customers.encoded.take(customers.holdout))
         cells = score_histogram.cells(logits, customers.labels[customers.holdout], job.evaluation.bins)
         mechanism = DiscreteLaplaceHistogram(
@@ -234,10 +311,17 @@ class Vault:
         ).frame
 
     def _count(self, question: messages.Count) -> bytes:
-        job, plan = self._opened(question.job_id)
-        return self._size(question.job_id, self._customers_for(job), plan).frame
+        job, plan = self._local(question.job_id)
+        return self._size(question.job_id, self._data.learners(job.model.bins), plan).frame
 
-    def _size(self, job_id: str, customers: Customers, plan: "Plan") -> Released:
+    def _local(self, job_id: str) -> tuple[ChurnNetJob, Plan]:
+        """The job, if it is one that each branch trains by itself. Raises Refusal."""
+        job, plan = self._opened(job_id)
+        if not isinstance(job, ChurnNetJob) or job.privacy.mode != "local":
+            raise Refusal(RefusalCode.ROUND_OUT_OF_ORDER)
+        return job, plan
+
+    def _size(self, job_id: str, customers: Customers, plan: Plan) -> Released:
         """The noisy number of training customers: charged once a job, it scales the mean and weighs FedAvg."""
         counts = OneCellCounts.of(np.zeros(int((~customers.holdout).sum()), dtype=np.int64), 1)
         mechanism = DiscreteLaplaceHistogram(counts, plan.size_scale, self._rng)
@@ -261,8 +345,9 @@ class Vault:
         return [e for e in self._ledger.entries("charge", job_id=job_id) if e.body["what"] == "weights"]
 
     def _close(self, job_id: str) -> bytes:
-        self._opened(job_id)
+        job, _ = self._opened(job_id)
         self.door.close(job_id)
+        self._sums.forget(job_id)
         spending = self.door.spending()
         return codec.encode(
             messages.JobClosed(
@@ -271,65 +356,6 @@ class Vault:
                 epsilon_spent=spending.spent,
                 epsilon_remaining=spending.remaining,
                 ledger=self._ledger.signed_head(),
+                canaries=self._phantoms(job_id, job).coins_hex(),
             )
         )
-
-    # --- data, kept warm ---------------------------------------------------------------------------------
-
-    def _customers_for(self, job: Job) -> Customers:
-        key = job.model.bins
-        if key not in self._customers:
-            frame = customer_frame(self._store, self._contract)
-            columns: dict[str, Any] = {n: frame.column(n) for n in frame.column_names}
-            self._customers[key] = Customers(
-                encoded=Encoder(self._contract, job.model.bins).transform(columns),
-                labels=frame.column("label").to_numpy().astype(np.float32),
-                holdout=holdout_mask(
-                    frame.column("token").to_pylist(), self._keyring, self._contract.holdout_fraction
-                ),
-            )
-        return self._customers[key]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A job's noise, fixed before its first round: all rounds and the size count; and the evaluation."""
-
-    noise_multiplier: float
-    size_scale: float
-    evaluation_scale: float
-    times: int
-    events: dict[Population, DpEvent]
-
-    @classmethod
-    def of(cls, job: Job, max_branches_per_customer: int) -> "Plan":
-        """The noise with which no customer loses more than target_epsilon, in whichever branches they are."""
-        privacy, training = job.privacy, job.training
-        times = max_branches_per_customer
-        size_scale = times / (privacy.size_share * privacy.target_epsilon)
-        evaluation_scale = times / (privacy.evaluation_share * privacy.target_epsilon)
-        size, evaluation = map(accounting.discrete_laplace, (size_scale, evaluation_scale))
-        steps = training.rounds * training.local_steps
-        noise_multiplier = accounting.calibrate_noise_multiplier(
-            privacy.target_epsilon,
-            privacy.delta,
-            training.sample_rate,
-            steps,
-            [size],
-            max_branches_per_customer=times,
-        )
-        train = accounting.gaussian_training(noise_multiplier, training.sample_rate, steps)
-        events: dict[Population, DpEvent] = {
-            "training": accounting.in_every_branch(accounting.compose([train, size]), times),
-            "holdout": accounting.in_every_branch(evaluation, times),
-        }
-        return cls(noise_multiplier, size_scale, evaluation_scale, times, events)
-
-
-def _load(net: churn_net.ChurnNet, body: Vector | None) -> None:
-    if body is None or body.dtype != np.float32:
-        raise Refusal(RefusalCode.BAD_VECTOR)
-    try:
-        churn_net.load(net, body.astype(np.float32))
-    except ValueError:
-        raise Refusal(RefusalCode.BAD_VECTOR) from None

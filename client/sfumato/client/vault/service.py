@@ -85,6 +85,7 @@ def open_vault(home: BranchHome, passphrase: str) -> Vault:
         policy=home.policy(),
         job_keys=home.job_keys(),
         approved=lambda: approved_jobs(home),
+        members=home.members,
     )
 
 

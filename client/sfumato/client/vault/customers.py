@@ -1,0 +1,65 @@
+"""The branch's customers, read from the sealed store once and kept warm for the rounds that follow."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sfumato.client.features import analysis_frame, customer_frame, holdout_mask
+from sfumato.client.vault.store import Store
+from sfumato.common.contract import Contract
+from sfumato.common.learners.encoding import Encoded, Encoder
+from sfumato.privacy.keys import Keyring
+
+MOST_FRAMES = 8
+
+
+@dataclass(frozen=True, repr=False)
+class Customers:
+    """The branch's customers as the learner sees them: encoded by the contract, split by a keyed hash."""
+
+    encoded: Encoded
+    labels: npt.NDArray[np.float32]
+    holdout: npt.NDArray[np.bool_]
+
+    @cached_property
+    def training(self) -> tuple[Encoded, npt.NDArray[np.float32]]:
+        """Inputs and labels of those who are trained on."""
+        return self.encoded.take(~self.holdout), self.labels[~self.holdout]
+
+
+class WarmData:
+    """What rounds read of one store."""
+
+    def __init__(self, store: Store, contract: Contract, keyring: Keyring) -> None:
+        self._store = store
+        self._contract = contract
+        self._keyring = keyring
+        self._learners: dict[int, Customers] = {}  # by number of bins
+        self._frames: dict[tuple[str, ...], Mapping[str, Any]] = {}
+
+    def learners(self, bins: int) -> Customers:
+        """All customers with their label, encoded."""
+        if bins not in self._learners:
+            frame = customer_frame(self._store, self._contract)
+            columns: dict[str, Any] = {n: frame.column(n) for n in frame.column_names}
+            self._learners[bins] = Customers(
+                encoded=Encoder(self._contract, bins).transform(columns),
+                labels=frame.column("label").to_numpy().astype(np.float32),
+                holdout=holdout_mask(
+                    frame.column("token").to_pylist(), self._keyring, self._contract.holdout_fraction
+                ),
+            )
+        return self._learners[bins]
+
+    def columns(self, names: tuple[str, ...]) -> Mapping[str, Any]:
+        """These declared columns of all customers, in the clear, in one order."""
+        if names not in self._frames:
+            while len(self._frames) >= MOST_FRAMES:
+                self._frames.pop(next(iter(self._frames)))
+            frame = analysis_frame(self._store, self._contract, names)
+            self._frames[names] = {n: frame.column(n) for n in names}
+        return self._frames[names]

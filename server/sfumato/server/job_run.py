@@ -1,0 +1,168 @@
+"""One job, from its opening to its outcome: whatever its kind, the same frame around its rounds."""
+
+import contextlib
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sfumato.common import analyses
+from sfumato.common.analyses import score_histogram
+from sfumato.common.analyses.analysis import Analysis, NoisySum
+from sfumato.common.contract import Contract
+from sfumato.common.errors import BadInput, SfumatoError
+from sfumato.common.job import AnalysisJob, ChurnNetJob, SignedJob
+from sfumato.privacy import audit
+from sfumato.privacy.phantoms import Phantoms
+from sfumato.server.exchange import Exchange
+from sfumato.server.rounds import Enrolled, JobFailed, Report, Rounds, Weights
+from sfumato.server.training import Trained, train
+
+
+@dataclass(frozen=True)
+class JobOutcome:
+    """A finished job: what it gave (a model with its noisy evaluation, or an analysis' answer), what the audit of
+    its phantom slots saw, and a summary with the record of each branch."""
+
+    summary: dict[str, Any]
+    weights: Weights | None = None
+    histogram: npt.NDArray[np.float64] | None = None
+    noise_variance: float = 0.0
+    metrics: score_histogram.ScoreMetrics | None = None
+    answer: dict[str, Any] | None = None
+    evidence: tuple[audit.SumEvidence, ...] = field(default=(), repr=False)
+
+
+class ClaimContradicted(JobFailed):
+    """The running code did not do what its epsilon says: what came out is not published."""
+
+    def __init__(self, evidence: tuple[audit.SumEvidence, ...], verdict: audit.Verdict) -> None:
+        worst = "; ".join(
+            f"{f.what}: {f.quantity} is {f.measured:.3g}, claimed {f.claimed:.3g}"
+            for f in verdict.findings
+            if f.outcome == "contradicted"
+        )
+        super().__init__(
+            f"the audit contradicts the claim, and nothing is published ({worst})",
+            hint="See `sfumato audit privacy`; look for a branch whose release differs.",
+        )
+        self.evidence = evidence
+
+
+class JobRun:
+    """One signed job over one exchange; see `Rounds` for the arguments."""
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        signed: SignedJob,
+        contract: Contract,
+        report: Report,
+        *,
+        enrolled: Mapping[int, Enrolled] | None = None,
+        left_open: Iterable[str] = (),
+        join_timeout: float = 120.0,
+    ) -> None:
+        self.rounds = Rounds(
+            exchange,
+            signed,
+            contract,
+            report,
+            enrolled=enrolled,
+            left_open=left_open,
+            join_timeout=join_timeout,
+        )
+
+    def run(self) -> JobOutcome:
+        """Raises JobFailed with the reason; reservations at the branches are released either way."""
+        started = time.monotonic()
+        rounds, job = self.rounds, self.rounds.job
+        try:
+            rounds.open()
+            if isinstance(job, ChurnNetJob):
+                trained = train(rounds, job)
+            else:
+                analysis, totals = _ask(rounds, job)
+        finally:
+            with contextlib.suppress(SfumatoError):  # what it was that ended the job matters more
+                rounds.close()
+        evidence = self._evidence()
+        verdict = audit.assess(evidence)
+        if verdict.contradicted:
+            raise ClaimContradicted(evidence, verdict)
+        summary = self._summary(time.monotonic() - started) | {"audit": verdict.outcome}
+        if isinstance(job, ChurnNetJob):
+            return self._of_net(trained, job, summary, evidence)
+        answer = analysis.read(totals)
+        return JobOutcome(summary | {"rounds": len(totals)}, answer=answer, evidence=evidence)
+
+    def per_branch(self) -> list[dict[str, Any]]:
+        """What is known of each branch that opened the job, with the last head of its ledger; by name."""
+        return sorted((b.as_dict() for b in self.rounds.branches.values()), key=lambda b: str(b["name"]))
+
+    def _evidence(self) -> tuple[audit.SumEvidence, ...]:
+        slots = self.rounds.job.audit
+        told: dict[str, npt.NDArray[np.bool_]] = {}
+        for branch in self.rounds.branches.values():
+            with contextlib.suppress(BadInput):  # it is gone, or told something else
+                phantoms = Phantoms.from_hex(slots.empty_slots, slots.canaries, branch.canaries)
+                told[branch.name] = phantoms.coins
+        if slots.empty_slots + slots.canaries == 0:
+            return ()
+        return tuple(s.evidence(slots.empty_slots, told) for s in self.rounds.slots)
+
+    def _of_net(
+        self,
+        trained: Trained,
+        job: ChurnNetJob,
+        summary: dict[str, Any],
+        evidence: tuple[audit.SumEvidence, ...],
+    ) -> JobOutcome:
+        metrics = score_histogram.read(trained.histogram, trained.noise_variance)
+        customers = trained.customers / (1 - self.rounds.contract.holdout_fraction)
+        summary |= {
+            "auc": metrics.auc.value,
+            "auc_low": metrics.auc.low,
+            "auc_high": metrics.auc.high,
+            "metrics": asdict(metrics),
+            "customers": max(0, round(customers)),
+            "rounds": job.training.rounds,
+            "noise_variance": trained.noise_variance,
+        }
+        return JobOutcome(
+            summary,
+            weights=trained.weights,
+            histogram=trained.histogram,
+            noise_variance=trained.noise_variance,
+            metrics=metrics,
+            evidence=evidence,
+        )
+
+    def _summary(self, seconds: float) -> dict[str, Any]:
+        rounds, job = self.rounds, self.rounds.job
+        return {
+            "job": job.name,
+            "job_id": rounds.signed.job_id,
+            "kind": job.kind,
+            "mode": job.privacy.mode,
+            "colluders": job.privacy.colluders if job.privacy.mode == "secure-sum" else None,
+            "epsilon": max(b.epsilon for b in rounds.branches.values()),
+            "delta": job.privacy.delta,
+            "branches": len(rounds.branches),
+            "sums": rounds.sums,
+            "seconds": seconds,
+            "per_branch": self.per_branch(),
+            "refused": rounds.refused,
+        }
+
+
+def _ask(rounds: Rounds, job: AnalysisJob) -> tuple[Analysis, list[NoisySum]]:
+    analysis = analyses.build(job.kind, job.question, rounds.contract)
+    totals: list[NoisySum] = []
+    for round_ in range(len(analysis.shares)):
+        totals.append(rounds.total(round_, analysis.length(round_), analysis.ask(round_, totals)))
+        rounds.report({"event": "sum", "round": round_ + 1, "rounds": len(analysis.shares)})
+    return analysis, totals

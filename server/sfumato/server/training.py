@@ -1,0 +1,141 @@
+"""A churn net's rounds: by local DP-SGD and FedAvg, or one secure sum of clipped gradients a step.
+
+FedAvg (McMahan et al. 2017) with public weights: what the job declares, else the branches' noisy, charged sizes.
+By secure sums the coordinator takes the steps itself (Adam or SGD on the noisy mean): post-processing.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from sfumato.common import codec, messages
+from sfumato.common.analyses import score_histogram
+from sfumato.common.job import ChurnNetJob, Training
+from sfumato.common.learners import churn_net
+from sfumato.privacy.dpsgd import MOMENTUM
+from sfumato.privacy.plan import Ask
+from sfumato.server.rounds import Rounds, Slots, Weights
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Weights, the noisy score-by-label counts of the held-out customers, and the variance of their noise."""
+
+    weights: Weights
+    histogram: npt.NDArray[np.float64]
+    noise_variance: float
+    customers: float  # trained on; noisy
+
+
+def train(rounds: Rounds, job: ChurnNetJob) -> Trained:
+    """Raises JobFailed."""
+    if job.privacy.mode == "secure-sum":
+        return _by_secure_sums(rounds, job)
+    return _by_federated_averaging(rounds, job)
+
+
+def _by_secure_sums(rounds: Rounds, job: ChurnNetJob) -> Trained:
+    net = churn_net.build(rounds.contract, job.model, job.training.seed)
+    weights = churn_net.flatten(net)
+    customers = max(1.0, float(rounds.total(0, 1).values[0]))
+    descent = Descent(weights, job.training)
+    for round_ in range(1, job.training.rounds + 1):
+        gradient = rounds.total(round_, weights.size, weights).values
+        weights = descent.step(gradient / (job.training.sample_rate * customers))
+        _report_round(rounds, job, round_)
+    last = rounds.total(job.training.rounds + 1, 2 * job.evaluation.bins, weights)
+    return Trained(weights, last.values, last.std**2, customers)
+
+
+class Descent:
+    """The optimiser at the coordinator, on one flat float32 vector."""
+
+    def __init__(self, weights: Weights, training: Training) -> None:
+        self._weights = torch.nn.Parameter(torch.from_numpy(weights.copy()))
+        rate = training.learning_rate
+        self._optimizer: torch.optim.Optimizer = (
+            torch.optim.Adam([self._weights], lr=rate)
+            if training.optimizer == "adam"
+            else torch.optim.SGD([self._weights], lr=rate, momentum=MOMENTUM)
+        )
+
+    def step(self, gradient: npt.NDArray[np.float64]) -> Weights:
+        """The weights after one step along this mean gradient; a copy."""
+        self._weights.grad = torch.from_numpy(gradient.astype(np.float32))
+        self._optimizer.step()
+        return np.asarray(self._weights.detach().numpy().copy(), dtype=np.float32)
+
+
+def _by_federated_averaging(rounds: Rounds, job: ChurnNetJob) -> Trained:
+    net = churn_net.build(rounds.contract, job.model, job.training.seed)
+    weights = churn_net.flatten(net)
+    _count(rounds)
+    for round_ in range(1, job.training.rounds + 1):
+        question = messages.Train(job_id=rounds.signed.job_id, round=round_)
+        length = weights.size + rounds.phantom_slots
+        answers = rounds.released(question, weights, "weights", round_=round_, length=length)
+        update = [(rounds.branches[n].name, v[: weights.size]) for n, v in answers.items()]
+        _keep_slots(
+            rounds, job, round_, {rounds.branches[n].name: v[weights.size :] for n, v in answers.items()}
+        )
+        weights = federated_average(update, job.federation.weights or _sizes(rounds))
+        _report_round(rounds, job, round_, sorted(name for name, _ in update))
+    histogram, variance = _evaluate(rounds, job, weights)
+    customers = float(sum(b.customers for b in rounds.branches.values()))
+    return Trained(weights, histogram, variance, customers)
+
+
+def _keep_slots(rounds: Rounds, job: ChurnNetJob, round_: int, slots: Mapping[str, codec.Vector]) -> None:
+    """What each branch's phantom slots showed, added up over its local steps."""
+    noise_multiplier, norm = rounds.plan.noise_multiplier, job.training.max_grad_norm
+    ask = Ask("weights", "training", noise_multiplier, job.training.sample_rate, norm)
+    for name, values in slots.items():
+        std, steps = noise_multiplier * norm, job.training.local_steps
+        rounds.slots.append(Slots(ask, round_, (name,), std, values.astype(np.float64), steps))
+
+
+def _count(rounds: Rounds) -> None:
+    """Noisy sizes: what FedAvg weighs by, where the job declares no weights of its own."""
+    question = messages.Count(job_id=rounds.signed.job_id)
+    for node, vector in rounds.released(question, None, "size", round_=0, length=1).items():
+        rounds.branches[node].customers = max(1, int(vector[0]))
+
+
+def _sizes(rounds: Rounds) -> dict[str, float]:
+    """A branch that missed the count weighs as much as the others do on average."""
+    known = [b.customers for b in rounds.branches.values() if b.customers]
+    return {b.name: float(b.customers or np.mean(known)) for b in rounds.branches.values()}
+
+
+def _evaluate(rounds: Rounds, job: ChurnNetJob, weights: Weights) -> tuple[npt.NDArray[np.float64], float]:
+    last, length = job.training.rounds, 2 * job.evaluation.bins
+    question = messages.Evaluate(job_id=rounds.signed.job_id, round=last)
+    answers = rounds.released(question, weights, "score-histogram", round_=last, length=length)
+    total = np.sum([v.astype(np.float64) for v in answers.values()], axis=0)
+    return total, score_histogram.laplace_variance([rounds.plan.evaluation_scale] * len(answers))
+
+
+def _report_round(rounds: Rounds, job: ChurnNetJob, round_: int, names: list[str] | None = None) -> None:
+    branches = rounds.branches.values()
+    rounds.report(
+        {
+            "event": "round",
+            "round": round_,
+            "rounds": job.training.rounds,
+            "branches": names if names is not None else sorted(b.name for b in branches),
+            "epsilon_spent": {b.name: b.epsilon_spent for b in branches},
+            "epsilon_budget": {b.name: b.epsilon_budget for b in branches},
+        }
+    )
+
+
+def federated_average(updates: list[tuple[str, codec.Vector]], weights: Mapping[str, float]) -> Weights:
+    """Weighted mean of float32 vectors; a branch without a declared weight weighs 1. Raises ValueError if none."""
+    if not updates:
+        raise ValueError("no update to average")
+    share = np.array([weights.get(name, 1.0) for name, _ in updates])
+    stacked = np.stack([vector.astype(np.float64) for _, vector in updates])
+    return np.asarray(share @ stacked / share.sum(), dtype=np.float32)
