@@ -297,7 +297,7 @@ def test_the_command_reads_a_run_a_directory_or_a_file(tmp_path: Path) -> None:
     for arguments in ([str(run)], [str(run / "audit.json")], ["17", "--coordinator", str(tmp_path)]):
         result = CliRunner().invoke(command, ["privacy", *arguments])
         assert result.exit_code == 0
-        assert "Verdict: consistent by 5 tests on 100 answers." in " ".join(result.stdout.split())
+        assert "Verdict: consistent (5 of 5 tests, on 100 answers)." in " ".join(result.stdout.split())
         assert "noise below 92% or above 109% of the claim" in result.stdout
 
 
@@ -305,6 +305,7 @@ def test_the_command_ends_with_8_when_the_claim_is_contradicted(tmp_path: Path) 
     run = run_of(tmp_path, evidence(np.random.default_rng(0), clip=10.0))
     result = CliRunner().invoke(command, ["privacy", str(run)])
     assert result.exit_code == 8
+    assert "contradicted (3 of 5 tests, on 100 answers)" in " ".join(result.stdout.split())
     assert "publishes nothing" in " ".join(result.stdout.split())
     told = CliRunner().invoke(command, ["privacy", str(run), "--json"])
     assert told.exit_code == 8

@@ -272,7 +272,7 @@ def _canaries(what: str, share: _Share, noise: _Noise, level: float) -> Finding:
 
 def _clip_always(what: str, share: _Share, level: float) -> Finding:
     p = special.ndtr((1 - share.ratio) / share.error)  # nothing is sampled: Gaussian
-    power = f"a customer who adds {share.seen_above(level):.2f} bounds"
+    power = f"a customer who adds {share.seen_above(level):.2f} bounds or more"
     return _finding("clip", what, "bounds that one customer adds", 1, share.ratio, p, level, power)
 
 
@@ -311,7 +311,7 @@ def _clip_power(evidence: Sequence[SumEvidence], releases: int, level: float) ->
             bounds = (tries + shift * e.std * math.sqrt(e.steps) / e.max_norm) / max(
                 1.0, tries * e.sample_rate
             )
-            return f"a customer who adds some {bounds:.2g} bounds" if bounds < OVERREACH else _BY_RATE
+            return f"a customer who adds some {bounds:.2g} bounds or more" if bounds < OVERREACH else _BY_RATE
     return _BY_RATE
 
 

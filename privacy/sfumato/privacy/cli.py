@@ -97,13 +97,13 @@ def _print(verdict: "Verdict", *, everything: bool) -> None:
     shown = [f for f in verdict.findings if short or f.outcome != "consistent"]
     for what in dict.fromkeys(f.what for f in shown):
         _print_answer(what, [f for f in shown if f.what == what])
-    tests = len(verdict.findings)
+    tests, outcome = len(verdict.findings), verdict.outcome
     if len(shown) < tests:
         console.print(f"{tests - len(shown)} more tests are consistent with the claim (--all lists them).")
-    console.print(
-        f"Verdict: [bold]{verdict.outcome}[/] by {_count(tests, 'test')} on {_count(verdict.releases, 'answer')}. "
-        f"{_MEANING[verdict.outcome]}".format(tests / 1000)
-    )
+    such = sum(f.outcome == outcome for f in verdict.findings)
+    counted = f"{such} of {_count(tests, 'test')}, on {_count(verdict.releases, 'answer')}"
+    meaning = _MEANING[outcome].format(tests / 1000)
+    console.print(f"Verdict: [bold]{outcome}[/] ({counted}). {meaning}")
 
 
 def _print_answer(what: str, findings: list["Finding"]) -> None:
