@@ -104,10 +104,10 @@ class _Law:
 def _geometric(words: Source, size: int) -> npt.NDArray[np.int64]:
     """How often Bernoulli(1/e) succeeds before it fails: the largest k with U < exp(-k)."""
     first = words(size)
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"):
         depth = np.log(first.astype(np.float64))
-    np.subtract(_LOG_UNIT, depth, out=depth)  # -ln U; infinite for the word 0
-    doubtful = np.flatnonzero(~(np.abs(depth - np.rint(depth)) >= MARGIN))
+        np.subtract(_LOG_UNIT, depth, out=depth)  # -ln U; infinite, and so doubtful, for the word 0
+        doubtful = np.flatnonzero(~(np.abs(depth - np.rint(depth)) >= MARGIN))
     depth[doubtful] = 0
     k = depth.astype(np.int64)
     for i in doubtful:

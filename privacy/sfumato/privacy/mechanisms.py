@@ -120,7 +120,7 @@ class SumNoise:
     @property
     def event(self) -> DpEvent:
         """Gaussian; sampled, a customer is in the sum at all with probability 1 - (1 - q)^times, and then adds
-        less than the `times` vectors that are counted."""
+        at most the `times` vectors that are counted."""
         rate = accounting.in_any_branch(self.sample_rate, self.times)
         return accounting.gaussian(self.noise_multiplier, rate)
 
