@@ -181,7 +181,7 @@ def test_a_filter_needs_a_delta(delta: float) -> None:
 
 
 def test_gaussians_are_reported_as_the_one_that_they_compose_to() -> None:
-    """Against a PLD that convolves them one by one, and the closed form of Balle & Wang 2018, theorem 8."""
+    """Against a PLD that convolves them one by one, and the closed form."""
     noise = [20.0, 25.0, 30.0, 22.0]
     accountant = PLDAccountant(NeighboringRelation.ADD_OR_REMOVE_ONE, value_discretization_interval=1e-4)
     for z in noise:
@@ -190,8 +190,7 @@ def test_gaussians_are_reported_as_the_one_that_they_compose_to() -> None:
     assert ours == pytest.approx(accountant.get_epsilon(1e-6), rel=1e-3)
 
     mu = math.sqrt(sum(z**-2 for z in noise))
-    normal = lambda x: 0.5 * math.erfc(-x / math.sqrt(2))  # noqa: E731
-    delta = normal(mu / 2 - ours / mu) - math.exp(ours) * normal(-mu / 2 - ours / mu)
+    delta = a.gaussian_delta(1 / mu, ours)
     assert 0.98e-6 < delta <= 1e-6, "pessimistic, and not by far"
 
 
@@ -200,6 +199,15 @@ def test_a_calibrated_gaussian_meets_its_target_and_not_by_far(epsilon: float) -
     z = a.calibrate_gaussian(epsilon, 1e-6)
     assert 0.997 * epsilon < a.pld_epsilon([a.gaussian(z)], 1e-6) <= epsilon
     assert z == a.round_up(z) == float(f"{z:.4g}")
+    assert a.gaussian_delta(z, epsilon) <= 1e-6 < a.gaussian_delta(0.997 * z, epsilon)
+
+
+def test_the_closed_form_of_a_gaussian_is_its_hockey_stick_divergence() -> None:
+    x = np.linspace(-12, 12, 2_000_001)
+    for z, epsilon in ((1.0, 0.5), (3.0, 1.0), (0.7, 2.0)):
+        p, q = (np.exp(-((x - shift) ** 2) / 2) / math.sqrt(2 * math.pi) for shift in (1 / z, 0))
+        numeric = np.trapezoid(np.maximum(p - math.exp(epsilon) * q, 0), x)
+        assert a.gaussian_delta(z, epsilon) == pytest.approx(numeric, rel=1e-6)
 
 
 def test_rounding_up_never_goes_down() -> None:

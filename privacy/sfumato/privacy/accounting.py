@@ -282,15 +282,24 @@ def calibrate_gaussian(target_epsilon: float, delta: float) -> float:
 
     Gaussians compose by adding 1 / z^2 (Dong, Roth & Su 2022, cor. 3.3): one of these may be split into many.
     """
-    low, high = 0.05, 0.1
-    while pld_epsilon([gaussian(high)], delta) > target_epsilon:
-        low, high = high, 2 * high
-    while high - low > 5e-4 * low:
-        middle = (low + high) / 2
-        low, high = (
-            (middle, high) if pld_epsilon([gaussian(middle)], delta) > target_epsilon else (low, middle)
-        )
-    return round_up(high)
+    low, high = 1e-3, 1e9
+    while high - low > 1e-6 * low:
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if gaussian_delta(middle, target_epsilon) > delta else (low, middle)
+    # The report discretises, pessimistically: what it states must hold too.
+    while pld_epsilon([gaussian(high := round_up(high))], delta) > target_epsilon:
+        high *= 1.0005
+    return high
+
+
+def gaussian_delta(noise_multiplier: float, epsilon: float) -> float:
+    """The delta of one Gaussian at epsilon, exactly (Balle & Wang 2018, theorem 8)."""
+    mu = 1 / noise_multiplier
+
+    def below(x: float) -> float:
+        return 0.5 * math.erfc(-x / math.sqrt(2))
+
+    return below(mu / 2 - epsilon / mu) - math.exp(epsilon) * below(-mu / 2 - epsilon / mu)
 
 
 @lru_cache(maxsize=64)

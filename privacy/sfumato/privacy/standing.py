@@ -52,12 +52,17 @@ class Standing:
         self._events: dict[str, Counter[bytes]] = {p: Counter() for p in POPULATIONS}
 
     def follow(self, transaction: Transaction) -> None:
-        """Read what was written since, by whichever process. Raises LedgerBroken for what cannot be added up."""
+        """Read what was written since, by whichever process.
+
+        Raises LedgerBroken for what cannot be added up, and for a ledger that has lost what was read before.
+        """
         size, root = transaction.head()
         if (size, root) == (self.size, self._root):
             return
-        if size <= self.size:  # not the ledger that was read: an older copy of it, or another
-            self._forget()
+        if size <= self.size:
+            raise LedgerBroken(
+                f"the ledger had {self.size} entries, and now has {size} that are not all the same"
+            )
         entry = None
         try:
             for entry in transaction.entries("reserve", "charge", "close", after=self.size - 1):
