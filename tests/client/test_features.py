@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 from scipy import stats
 
-from sfumato.client.features import customer_frame, holdout_mask
+from sfumato.client.features import analysis_frame, customer_frame, holdout_mask
 from sfumato.client.vault.store import Store
 from sfumato.common.contract import Contract
 from sfumato.common.errors import BadInput
@@ -296,6 +296,36 @@ def test_a_label_is_0_or_1(tmp_path: Path, keyring: Keyring) -> None:
     store = filled(tmp_path, keyring, agreed, {"customers": people})
     with pytest.raises(BadInput, match="2 customers have neither 0 nor 1"):
         customer_frame(store, agreed)
+    store.close()
+
+
+def test_the_analyses_frame_has_what_was_asked_and_agrees_with_the_customer_frame(
+    tmp_path: Path, keyring: Keyring
+) -> None:
+    people, rows = customers(120), transactions(120, 1500)
+    agreed = contract()
+    store = filled(tmp_path, keyring, agreed, {"customers": people, "transactions": rows})
+    whole = customer_frame(store, agreed)
+    names = ["churn", "total", "age", "comment", "city .x.", "recency web", "points"]
+    frame = analysis_frame(store, agreed, names)
+    alone = analysis_frame(store, agreed, ["age"])
+    store.close()
+    assert frame.column_names == names
+    assert frame.num_rows == alone.num_rows == 120
+    assert alone["age"].equals(whole["age"])
+    assert [c == "goes" for c in frame["churn"].to_pylist()] == [v == 1 for v in whole["label"].to_pylist()]
+    assert frame["city .x."].equals(whole["city .x."])
+    for name in ("total", "recency web", "points"):  # sums of floats may end in another digit
+        np.testing.assert_allclose(frame[name].to_pandas(), whole[name].to_pandas(), rtol=1e-12)
+    assert frame["comment"].null_count == 120
+
+
+@pytest.mark.parametrize("name", ["id", "name", "payee", "memo", "amount", "wages", "token"])
+def test_an_analysis_never_sees_the_id_nor_personal_data(tmp_path: Path, keyring: Keyring, name: str) -> None:
+    agreed = contract()
+    store = filled(tmp_path, keyring, agreed, {"customers": customers(5)})
+    with pytest.raises(BadInput, match=f"'{name}' is no column to analyse"):
+        analysis_frame(store, agreed, ["age", name])
     store.close()
 
 
