@@ -269,7 +269,9 @@ def test_evidence_comes_back_from_json_with_the_same_verdict() -> None:
     "change",
     [
         {"std": 0.0}, {"std": "1"}, {"max_norm": -1.0}, {"sample_rate": 1.5}, {"steps": 0}, {"members": []},
-        {"coins": [5] * 32}, {"coins": [1]}, {"empty": [float("nan")]}, {"empty": ["1"]}, {"surprise": 1},
+        {"std": 1e-320}, {"std": 1e30, "max_norm": 1e-30}, {"sample_rate": 1e-300}, {"steps": 10**400},
+        {"what": 3}, {"coins": [5] * 32}, {"coins": [1]},
+        {"empty": [float("nan")]}, {"empty": ["1"]}, {"surprise": 1},
     ],
 )  # fmt: skip
 def test_evidence_that_no_honest_answer_has_is_refused(change: dict[str, object]) -> None:
@@ -277,6 +279,18 @@ def test_evidence_that_no_honest_answer_has_is_refused(change: dict[str, object]
     data["evidence"][0] |= change
     with pytest.raises(BadInput, match="not the evidence of an audit"):
         from_json(json.dumps(data))
+
+
+def test_numbers_beyond_all_noise_are_judged_and_not_stumbled_over() -> None:
+    for huge in (3.4e38, -3.4e38):
+        for settings in ({}, {"rounds": 1, "rate": 1.0}, {"members": 1, "steps": 20}):
+            found = evidence(np.random.default_rng(0), **settings)  # type: ignore[arg-type]
+            e = found[0]
+            values = (e.what, e.round, e.members, e.std, e.sample_rate, 1.0)
+            odd = SumEvidence(*values, (huge,) * 32, (huge,) * 32, e.coins, e.steps)
+            verdict = assess([odd, *found[1:]])
+            assert verdict.contradicted
+            assert json.loads(verdict.to_json())["outcome"] == "contradicted"
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"version": 2, "evidence": []}', b"\xff\xfe"])

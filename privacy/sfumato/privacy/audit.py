@@ -63,11 +63,13 @@ class SumEvidence:
     def __post_init__(self) -> None:
         for name in ("members", "empty", "canary", "coins"):
             object.__setattr__(self, name, tuple(np.asarray(getattr(self, name)).tolist()))
-        if not (0 < self.std < math.inf and 0 < self.max_norm < math.inf and 0 < self.sample_rate <= 1):
-            raise ValueError("Expected a positive std and max_norm and a sample_rate in (0, 1].")
-        if self.steps < 1 or not self.members:
+        if not (1e-60 <= self.std <= 1e60 and 1e-60 <= self.max_norm <= 1e60):
+            raise ValueError("Expected std and max_norm in [1e-60, 1e60].")
+        if not (1e-12 <= self.sample_rate <= 1 and 1e-20 <= self.std / self.max_norm <= 1e20):
+            raise ValueError("Expected a sample_rate in (0, 1] and noise that has to do with the bound.")
+        if not 1 <= self.steps <= 1_000_000_000 or not self.members or not isinstance(self.what, str):
             raise ValueError("Expected at least one step and one member.")
-        if not all(map(math.isfinite, (*self.empty, *self.canary))):
+        if not all(abs(x) <= 1e100 * self.std for x in (*self.empty, *self.canary)):
             raise ValueError("Expected finite values in the slots.")
         if self.coins and len(self.coins) != len(self.canary):
             raise ValueError(f"Expected {len(self.canary)} coins, got {len(self.coins)}.")
