@@ -37,6 +37,7 @@ class Run:
     branches: Mapping[int, Branch]
     out_dir: Path
     report: Report
+    home: CoordinatorHome
 
 
 Runner = Callable[[Run], object]
@@ -57,7 +58,7 @@ def run(grid: Grid, context: Context, home: CoordinatorHome, runner: Runner) -> 
     out_dir.mkdir(mode=0o700, exist_ok=True)
     exchange = choose_exchange(grid, home, signed, expected=len(branches))
     try:
-        runner(Run(exchange, signed, branches, out_dir, print_report))
+        runner(Run(exchange, signed, branches, out_dir, print_report, home))
     finally:
         exchange.close()
 
@@ -95,10 +96,16 @@ def rounds_runner(run: Run) -> object:
     """The real runner."""
     from sfumato.server.results import run_job
 
-    return run_job(
-        run.exchange,
-        run.signed_job,
-        branches=run.branches,
-        out_dir=run.out_dir,
-        report=run.report,
-    )
+    ledger = run.home.open_ledger()
+    try:
+        return run_job(
+            run.exchange,
+            run.signed_job,
+            branches=run.branches,
+            out_dir=run.out_dir,
+            report=run.report,
+            ledger=ledger,
+            cosigned=run.home.cosigned,
+        )
+    finally:
+        ledger.close()

@@ -1,5 +1,6 @@
-"""Running a job into its directory at the coordinator (see `run_files`)."""
+"""Running a job into its directory at the coordinator (see `run_files`), and into its ledger."""
 
+import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,11 +10,14 @@ from safetensors.numpy import save
 from sfumato.common.enrolment import ed25519_public_key
 from sfumato.common.errors import SfumatoError
 from sfumato.common.job import SignedJob
+from sfumato.common.notes import Checkpoint, SignedNote
 from sfumato.privacy import audit
+from sfumato.privacy.ledger import Ledger
 from sfumato.server.exchange import Exchange
 from sfumato.server.home import Branch
 from sfumato.server.job_run import ClaimContradicted, JobOutcome, JobRun
-from sfumato.server.rounds import Enrolled, Report
+from sfumato.server.ledger import CosignedCheckpoint, record_branch, record_end, record_start
+from sfumato.server.rounds import Enrolled, Report, Rounds
 from sfumato.server.run_files import (
     left_open,
     note_closed,
@@ -41,11 +45,14 @@ def run_job(
     branches: Mapping[int, Branch],
     out_dir: Path,
     report: Report,
+    ledger: Ledger,
+    cosigned: CosignedCheckpoint,
 ) -> JobOutcome:
     """Run a job and leave its result, or the reason it has none, in `out_dir`. Raises JobFailed.
 
     Jobs that earlier runs had to leave open (their coordinator was killed, a branch was away) are closed on
-    the way, so that branches need not hold their reservations until they expire.
+    the way, so that branches need not hold their reservations until they expire. At the end the branches
+    co-sign the checkpoint of our ledger that has this run in it.
     """
     enrolled = {
         n: Enrolled(b.name, ed25519_public_key(b.enrolment.ledger_public_key)) for n, b in branches.items()
@@ -54,16 +61,20 @@ def run_job(
     job = {"job": signed.job.name, "job_id": signed.job_id, "expires_at": signed.expires_at.isoformat()}
     names = sorted(b.name for b in branches.values())
     store_state(out_dir, {"state": "running", **job, "open_at": names})
+    record_start(ledger, signed, out_dir.name)
     run = JobRun(exchange, signed, signed.contract, report, enrolled=enrolled, left_open=tuple(earlier))
     rounds = run.rounds
     try:
         outcome = run.run()
     except BaseException as e:
+        verdict = "contradicted" if isinstance(e, ClaimContradicted) else None
         if isinstance(e, ClaimContradicted):
             write_whole(out_dir / "audit.json", audit.to_json(e.evidence).encode())
         reason = e.message if isinstance(e, SfumatoError) else f"internal: {type(e).__name__}"
         state = {**job, "reason": reason, "refused": rounds.refused, "open_at": rounds.open_at}
         store_state(out_dir, {"state": "failed", **state, "per_branch": run.per_branch()})
+        with contextlib.suppress(SfumatoError):  # what it was that ended the job matters more
+            _witnessed(rounds, ledger, cosigned, out_dir, "failed", verdict)
         report({"event": "failed", **state})
         raise
     finally:
@@ -71,5 +82,40 @@ def run_job(
             note_closed(earlier[job_id], closed)
     outcome.summary.update(expires_at=job["expires_at"], open_at=rounds.open_at)
     store_outcome(out_dir, outcome)
+    verdict = audit.assess(outcome.evidence).outcome
+    outcome.summary["cosigned_by"] = _witnessed(rounds, ledger, cosigned, out_dir, "finished", verdict)
     report({"event": "finished", **outcome.summary})
     return outcome
+
+
+def _witnessed(
+    rounds: Rounds,
+    ledger: Ledger,
+    cosigned: CosignedCheckpoint,
+    directory: Path,
+    state: str,
+    verdict: str | None,
+) -> int:
+    """Write the run's end down and have the branches co-sign it. Returns how many did."""
+    files = [f for f in directory.iterdir() if f.is_file() and not f.name.startswith(".")]
+    job_id = rounds.signed.job_id
+    record_end(ledger, job_id, run=directory.name, state=state, files=files, audit=verdict)
+    for branch in rounds.branches.values():
+        record_branch(ledger, branch.name, branch.heads[-1], job_id=job_id)
+    note = ledger.checkpoint()
+    size = Checkpoint.parse(note).size
+
+    def proof_from(old: int) -> list[str]:
+        return ledger.consistency(old, size) if 0 < old <= size else []  # of more than we have there is none
+
+    lines = rounds.cosign(note, proof_from, _cosigned_last(cosigned))
+    write_whole(directory / "checkpoint", cosigned.add(note, lines).encode())
+    return len(lines)
+
+
+def _cosigned_last(cosigned: CosignedCheckpoint) -> dict[str, int]:
+    """Which size of our ledger each branch co-signed when we heard of it last."""
+    if cosigned.note is None:
+        return {}
+    size, note = Checkpoint.parse(cosigned.note).size, SignedNote.parse(cosigned.note)
+    return {s.name.rpartition("/")[2]: size for s in note.signatures if s.name.startswith("sfumato/branch/")}

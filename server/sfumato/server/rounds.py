@@ -6,7 +6,7 @@ asked again of those that answered, with fresh masks and noise, and charged agai
 job ends with a reason. Whatever happens, open branches are told to close, so that no reservation is left standing.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,7 @@ from sfumato.common.codec import FrameError
 from sfumato.common.contract import Contract
 from sfumato.common.errors import REFUSAL_TEXT, LedgerBroken, RefusalCode, SfumatoError
 from sfumato.common.job import SignedJob
+from sfumato.common.notes import SignedNote, branch_origin
 from sfumato.privacy.audit import SumEvidence
 from sfumato.privacy.mechanisms import SumNoise
 from sfumato.privacy.plan import Ask, Plan
@@ -217,6 +218,39 @@ class Rounds:
                 record.canaries = message.canaries
                 record.heads.append(message.ledger)
                 self.open_at = [name for name in self.open_at if name != record.name]
+
+    def cosign(
+        self, note: str, proof_from: Callable[[int], Sequence[str]], last: Mapping[str, int]
+    ) -> list[str]:
+        """Every branch's signature line for our ledger's checkpoint. `last` says which size each co-signed before.
+
+        A branch that knows another size says so, and is asked once more.
+        """
+        sizes = {n: last.get(b.name, 0) for n, b in self.branches.items()}
+        lines: dict[int, str] = {}
+        for _ in range(2):
+            for size in sorted(set(sizes.values())):
+                nodes = [n for n, s in sizes.items() if s == size and n not in lines]
+                question = messages.Cosign(checkpoint=note, old_size=size, proof=tuple(proof_from(size)))
+                for node, (message, _) in self.ask(nodes, question).items() if nodes else ():
+                    if isinstance(message, messages.Cosigned) and self._cosigned(node, note, message):
+                        lines[node] = message.signature
+                        self.branches[node].heads.append(message.ledger)
+                    elif isinstance(message, messages.Refused) and message.remaining is not None:
+                        sizes[node] = int(message.remaining)
+        return list(lines.values())
+
+    def _cosigned(self, node: int, note: str, message: messages.Cosigned) -> bool:
+        known = self._enrolled.get(node) if self._enrolled else None
+        if known is None or message.branch != known.name:
+            return False
+        try:
+            message.ledger.verify(known.name, known.ledger_key)
+            signed = SignedNote.parse(note).with_signatures([message.signature])
+            signed.cosigned_at(branch_origin(known.name), known.ledger_key)
+        except (LedgerBroken, ValueError):
+            return False
+        return True
 
     # --- sums --------------------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ result.json          state, summary, metrics with intervals, each branch's spend
 model.safetensors    the weights
 histogram.json       the noisy score-by-label counts that every metric is read from
 answer.json          what an analysis found: every number with its interval
+checkpoint           of the coordinator's ledger after the run, with the branches' cosignatures
 audit.json           what came out of the phantom slots (see privacy.audit)
 """
 

@@ -41,6 +41,7 @@ from sfumato.privacy.mechanisms import (
 from sfumato.privacy.noise import SecureRandom
 from sfumato.privacy.phantoms import Phantoms
 from sfumato.privacy.plan import Plan
+from sfumato.privacy.witness import Witness
 
 log = logging.getLogger("sfumato.vault")
 MOST_REFUSALS_A_DAY = 1000
@@ -61,6 +62,7 @@ class Vault:
         job_keys: dict[str, Ed25519PublicKey],
         approved: Callable[[], frozenset[str]] = frozenset,
         members: Members = dict,
+        coordinator: Ed25519PublicKey | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self.branch = branch
@@ -76,6 +78,7 @@ class Vault:
         self._rng = SecureRandom()
         self._data = WarmData(store, contract, keyring)
         self._contributing = Contributing(contract, self._data, self._rng)
+        self._witness = Witness(ledger, coordinator, now=now) if coordinator else None
         self._sums = SecureSums(branch, signer(keyring), policy, members)
 
     def answer(self, frame: bytes) -> bytes:
@@ -111,6 +114,8 @@ class Vault:
                 return self._evaluate(question, body, frame)
             case messages.CloseJob():
                 return self._close(question.job_id)
+            case messages.Cosign():
+                return self._cosign(question)
 
     def _refuse(self, refusal: Refusal, question: messages.Question | None) -> bytes:
         log.warning("refused: %s", refusal.code.value)
@@ -333,6 +338,17 @@ class Vault:
             population="training",
             question=b"size",
             times=plan.times,
+        )
+
+    # --- the end of a job --------------------------------------------------------------------------------
+
+    def _cosign(self, question: messages.Cosign) -> bytes:
+        """Bear witness that the coordinator's ledger continues what this branch saw of it before."""
+        if self._witness is None:
+            raise Refusal(RefusalCode.BAD_SIGNATURE)
+        line = self._witness.cosign(question.checkpoint, question.old_size, question.proof)
+        return codec.encode(
+            messages.Cosigned(branch=self.branch, signature=line, ledger=self._ledger.signed_head())
         )
 
     def _check_round(self, job_id: str, round_: int, rounds: int) -> None:

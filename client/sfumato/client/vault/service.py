@@ -86,6 +86,7 @@ def open_vault(home: BranchHome, passphrase: str) -> Vault:
         job_keys=home.job_keys(),
         approved=lambda: approved_jobs(home),
         members=home.members,
+        coordinator=home.coordinator_ledger_key(),
     )
 
 

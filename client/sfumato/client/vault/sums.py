@@ -57,7 +57,9 @@ class SecureSums:
         if job_id not in self._jobs:
             while len(self._jobs) >= MOST_JOBS:
                 self._jobs.pop(next(iter(self._jobs)))
-            self._jobs[job_id] = _Keys(JobKey.fresh(job_context(job_id, job_hash), self._branch, self._signer))
+            self._jobs[job_id] = _Keys(
+                JobKey.fresh(job_context(job_id, job_hash), self._branch, self._signer)
+            )
         return self._jobs[job_id].own.share
 
     def accept(self, question: messages.Roster) -> str:
