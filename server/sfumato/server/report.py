@@ -22,6 +22,7 @@ from sfumato.common.contract import Contract, Role
 from sfumato.common.notes import Checkpoint
 from sfumato.server import report_figures as figures
 from sfumato.server.report_curves import ScoreCurves, score_curves
+from sfumato.server.report_portrait import portrait_of
 from sfumato.server.report_words import (
     UNKNOWN,
     Estimate,
@@ -39,6 +40,7 @@ from sfumato.server.report_words import (
 )
 from sfumato.server.run_files import write_whole
 
+Counts = npt.NDArray[np.int64] | npt.NDArray[np.float64]
 # name, unit, label, what it says: in the order of a reader's interest.
 METRICS = (
     ("auc", "", "AUC", "how often the right one of a pair gets the higher score"),
@@ -70,8 +72,9 @@ NEVER_SENT = (
 
 def render_report(
     result: dict[str, Any],
-    histogram: npt.NDArray[np.int64] | None,
+    histogram: Counts | None,
     *,
+    portrait: Mapping[str, Any] | None = None,
     contract: Contract | None = None,
     ledger_verified: bool | None = None,
     generated_at: datetime | None = None,
@@ -79,9 +82,10 @@ def render_report(
 ) -> str:
     """The page as text. `result` as `results.read_result` gives it, of a finished, failed or running job.
 
-    `histogram`: the noisy score counts, int64 [2 * bins]; `noise_variance`: of the whole noise in each of them
+    `histogram`: the noisy score counts [2 * bins]; `noise_variance`: of the whole noise in each of them
     (default: the result's own). Without either, the curves are left out and the page says so.
-    Raises ValueError on a histogram that is none.
+    `portrait`: a profile's answer, the job's own or one to show beside its model. Raises ValueError on a
+    histogram or a portrait that is none.
     """
     words = outcome_of(contract)
     noise = noise_variance if noise_variance is not None else _number(result.get("noise_variance"))
@@ -89,6 +93,7 @@ def render_report(
     curves = None
     if finished and histogram is not None and noise is not None:
         curves = score_curves(histogram, noise)
+    trained = result.get("kind", "churn-net") == "churn-net"
     branches = [_branch(b, result) for b in _dicts(result.get("per_branch"))]
     metrics = _metrics(result)
     style = _source("report.css")
@@ -106,6 +111,10 @@ def render_report(
             state=str(result.get("state", "finished")),
             reason=result.get("reason"),
             words=words,
+            trained=trained,
+            secure=result.get("mode") == "secure-sum",
+            colluders=result.get("colluders") or 0,
+            portrait=portrait_of(portrait) if finished else None,
             headline=_headline(metrics, curves, words) if finished else None,
             auc=metrics.get("auc"),
             metrics=[(label, says, metrics[key]) for key, _, label, says in METRICS if key in metrics],
@@ -130,8 +139,9 @@ def render_report(
 def write_report(
     path: Path,
     result: dict[str, Any],
-    histogram: npt.NDArray[np.int64] | None,
+    histogram: Counts | None,
     *,
+    portrait: Mapping[str, Any] | None = None,
     contract: Contract | None = None,
     ledger_verified: bool | None = None,
     generated_at: datetime | None = None,
@@ -141,6 +151,7 @@ def write_report(
     page = render_report(
         result,
         histogram,
+        portrait=portrait,
         contract=contract,
         ledger_verified=ledger_verified,
         generated_at=generated_at,
