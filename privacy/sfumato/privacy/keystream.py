@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.ciphers.modes import GCM
 
 KEY_BYTES = 32
-BLOCK = 1 << 15  # words: 256 KiB each of vector, keystream and zeros, within a core's second-level cache
+BLOCK = 1 << 17
 _LONGEST = 1 << 32  # words: GCM's counter has 32 bits and ends at 2^36 bytes
 
 _Words = npt.NDArray[np.uint64]
