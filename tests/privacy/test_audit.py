@@ -201,7 +201,7 @@ def test_the_power_statement_is_true(rounds: int) -> None:
 def test_one_round_says_how_little_it_could_see() -> None:
     found = by_test(evidence(np.random.default_rng(0), rounds=1, rate=1.0, noise=math.sqrt(0.75)))
     assert found["noise"].outcome == "consistent"
-    assert "below 36%" in found["noise"].power
+    assert "below 50%" in found["noise"].power
     sampled = by_test(evidence(np.random.default_rng(0), rounds=2, slots=2, z=20.0))
     assert sampled["rate"].power == "nothing: too few canaries"
     assert sampled["clip"].power.startswith("nothing by itself")

@@ -180,7 +180,7 @@ def test_an_analysis_without_noise_is_contradicted_in_one_round() -> None:
 def test_one_silent_branch_is_not_seen_in_one_round_and_the_verdict_says_so() -> None:
     verdict = analysis({0: Muted})
     assert not verdict.contradicted
-    assert "below 36%" in next(f.power for f in verdict.findings if f.test == "noise")
+    assert "below 50%" in next(f.power for f in verdict.findings if f.test == "noise")
 
 
 def test_a_forgotten_clip_of_an_analysis_is_contradicted_in_one_round(

@@ -4,7 +4,7 @@ Five tests, each a score test of the claim and none a lower bound on epsilon: a 
 Jagielski 2023) stays near 4 even where there is no noise at all. Under correct code each test is flagged (p < 1e-3)
 once in a thousand audits; one in a million audits is contradicted in any of its tests.
 
-    noise       empty slots: chi-squared test of the noise's variance, two-sided
+    noise       empty slots (and the canaries' residuals): chi-squared test of the noise's variance, two-sided
     fresh       empty slots: chi-squared test of their sums over rounds, which noise drawn once would inflate
     canaries    Gaussian score test: signal over noise, mu_hat above the claim by more than 3.09 standard errors
     clip        a phantom that asked for 10 times the bound added no more than the bound, however it was sampled
@@ -152,7 +152,7 @@ def _group(what: str, evidence: Sequence[SumEvidence], level: float) -> Iterator
     noise = _Noise.of(evidence)
     if noise.slots:
         yield _noise(what, noise, level)
-    if noise.slots and len({len(e.empty) for e in evidence}) == 1 and len(evidence) > 1:
+    if len(evidence) > 1 and evidence[0].empty and len({len(e.empty) for e in evidence}) == 1:
         yield _fresh(what, evidence, level)
     with_coins = [e for e in evidence if any(e.coins)]
     if with_coins:
@@ -172,15 +172,27 @@ def _finding(
 
 @dataclass(frozen=True, slots=True)
 class _Noise:
-    """The empty slots in units of the claimed noise: their number, and their mean square (1 expected)."""
+    """Slots of noise alone, in units of the claim: how many (degrees of freedom), and their mean square (1 expected).
+
+    The empty slots; and where nothing is sampled, what a straight line through the canaries' coins leaves of them,
+    which is noise however much a canary adds.
+    """
 
     slots: int
     ratio: float
 
     @classmethod
     def of(cls, evidence: Sequence[SumEvidence]) -> "_Noise":
-        square = sum(float(np.square(e.empty).sum()) / (e.std**2 * e.steps) for e in evidence)
-        slots = sum(len(e.empty) for e in evidence)
+        square, slots = 0.0, 0
+        for e in evidence:
+            scale = e.std**2 * e.steps
+            square += float(np.square(e.empty).sum()) / scale
+            slots += len(e.empty)
+            if e.sample_rate == 1 and any(e.coins):
+                canary, coins = np.asarray(e.canary), np.asarray(e.coins, dtype=np.float64)
+                residual = canary - coins * (coins @ canary) / (coins @ coins)
+                square += float(np.square(residual).sum()) / scale
+                slots += len(e.coins) - 1
         return cls(slots, square / max(1, slots))
 
 
