@@ -52,6 +52,12 @@ def init(
     courier_user: Annotated[
         str | None, typer.Option(help="System user that runs the courier (needs root).")
     ] = None,
+    ledger_url: Annotated[
+        str | None,
+        typer.Option(
+            help="Keep the ledger in PostgreSQL (postgresql://…, no password in it), not in a file."
+        ),
+    ] = None,
     passphrase_file: PassphraseFile = None,
 ) -> None:
     """Make a branch: keys, an empty sealed store, a ledger with its budget, and an enrolment to hand over."""
@@ -69,6 +75,7 @@ def init(
         policy=Policy(max_epsilon_per_job=max_epsilon_per_job, approval=approval),
         vault_user=vault_user,
         courier_user=courier_user,
+        ledger_url=ledger_url,
     )
     console.print(f"Branch {made.name} is set up in {home}.")
     console.print(
@@ -195,7 +202,8 @@ def ledger(
         bool, typer.Option("--verify", help="Recompute every hash; name the first bad entry.")
     ] = False,
     export: Annotated[
-        Path | None, typer.Option(help="Write the whole ledger as JSON lines to a new file.")
+        Path | None,
+        typer.Option(help="Write it whole, with its signed checkpoint, for `sfumato audit verify`."),
     ] = None,
 ) -> None:
     """Show, verify or export the record of everything released, refused and opened."""
@@ -209,9 +217,7 @@ def ledger(
         write_new(export, "".join(f"{line}\n" for line in record.export()).encode())
         console.print(f"{export}: {record.verify()} entries")
     elif verify:
-        size = record.verify()
-        with record.exclusive() as transaction:
-            console.print(f"The ledger verifies: {size} entries, head {transaction.head()[1]}.")
+        console.print(f"The ledger verifies: {record.verify()} entries, root {record.signed_head().root}.")
     else:
         table = Table("#", "time (UTC)", "what", "job", "detail", box=None)
         for entry in record.entries():

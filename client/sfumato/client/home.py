@@ -3,7 +3,8 @@
 branch.toml       name, and which system user runs the vault
 enrolment.json    public keys, to be handed to the coordinator
 courier/          node key, CA, configuration: what the network side needs, and nothing else
-vault/            0700: keyring, sealed store, ledger, policy, contract, pinned job keys and other branches' keys
+vault/            0700: keyring, sealed store, ledger, policy, contract; pinned keys: of jobs, of the coordinator's
+                  ledger, of other branches
 run/              the unix socket between the two
 """
 
@@ -21,12 +22,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from sfumato.client.policy import Policy
 from sfumato.common.contract import Contract, load_contract
-from sfumato.common.enrolment import Members
+from sfumato.common.enrolment import Members, ed25519_public_key
 from sfumato.common.errors import BadInput, Insecure
 from sfumato.common.job import key_id
 from sfumato.common.private_files import replace
 from sfumato.privacy.keys import Keyring
-from sfumato.privacy.ledger import Ledger
+from sfumato.privacy.ledger import Database, Ledger
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,10 @@ class BranchHome:
         return self.vault / "store.duckdb"
 
     @property
-    def ledger(self) -> Path:
-        return self.vault / "ledger.sqlite"
+    def ledger(self) -> Path | Database:
+        """Where the ledger lies: a file, unless `ledger.toml` names a database. Raises BadInput."""
+        elsewhere = self.vault / "ledger.toml"
+        return Database.load(elsewhere) if elsewhere.exists() else self.vault / "ledger.sqlite"
 
     @property
     def approvals(self) -> Path:
@@ -118,6 +121,19 @@ class BranchHome:
         if not keys:
             raise BadInput(f"{self.vault / 'job-keys'}: no pinned job key", hint="No job could be verified.")
         return keys
+
+    def coordinator_ledger_key(self) -> Ed25519PublicKey | None:
+        """The key of the coordinator's ledger, pinned at init; None where there is no coordinator (simulation).
+
+        Raises BadInput if the file is not what was written.
+        """
+        path = self.vault / "coordinator-ledger.key"
+        try:
+            return ed25519_public_key(path.read_text(encoding="ascii").strip())
+        except FileNotFoundError:
+            return None
+        except ValueError:
+            raise BadInput(f"{path}: expected an Ed25519 public key in base64") from None
 
     def open_keyring(self, passphrase: str) -> Keyring:
         return Keyring.open(self.keyring, passphrase=passphrase)

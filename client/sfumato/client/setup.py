@@ -17,10 +17,11 @@ from sfumato.common.bundle import approved_hash
 from sfumato.common.contract import Contract, load_contract
 from sfumato.common.enrolment import Enrolment, Invitation, ed25519_public_key, ed25519_text
 from sfumato.common.errors import BadInput
+from sfumato.common.notes import branch_origin
 from sfumato.common.private_files import write_new
 from sfumato.common.processes import free_ports
 from sfumato.privacy.keys import Keyring, PassphraseKeyProvider
-from sfumato.privacy.ledger import Ledger
+from sfumato.privacy.ledger import Database, Ledger
 
 
 def init_branch(
@@ -35,8 +36,12 @@ def init_branch(
     policy: Policy,
     vault_user: str | None = None,
     courier_user: str | None = None,
+    ledger_url: str | None = None,
 ) -> BranchHome:
-    """Make a branch: keys, empty store, ledger with its budget; the whole directory or none. Raises BadInput."""
+    """Make a branch: keys, empty store, ledger with its budget; the whole directory or none. Raises BadInput.
+
+    `ledger_url` puts the ledger into PostgreSQL (see `sfumato.privacy.ledger_storage`); it holds no password.
+    """
     if path.exists() and any(path.iterdir()):
         raise BadInput(f"{path}: is not empty", hint="Give a new directory; a branch is never overwritten.")
     checked = load_contract(contract)
@@ -51,6 +56,11 @@ def init_branch(
     for user in (vault_user, courier_user):
         if user is not None:
             require_user(user)
+    database = (
+        Database.of(ledger_url, branch_origin(name), passfile=os.environ.get("PGPASSFILE"))
+        if ledger_url is not None
+        else None
+    )
     genesis = {
         "budget_epsilon": budget_epsilon,
         "budget_delta": budget_delta,
@@ -61,7 +71,7 @@ def init_branch(
     home = BranchHome(path.with_name(f".{path.name}.part"))
     shutil.rmtree(home.path, ignore_errors=True)
     try:
-        _fill(home, name, checked, contract, invited, passphrase, genesis, policy)
+        _fill(home, name, checked, contract, invited, passphrase, genesis, policy, database)
         settings = {"name": name, "contract": checked.name}
         settings |= {"vault_user": vault_user} if vault_user else {}
         settings |= {"courier_user": courier_user} if courier_user else {}
@@ -84,6 +94,7 @@ def _fill(
     passphrase: str,
     genesis: dict[str, Any],
     policy: Policy,
+    database: Database | None,
 ) -> None:
     for directory, mode in (
         (home.path, 0o755),
@@ -101,8 +112,8 @@ def _fill(
         serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     )
     write_new(home.vault / "job-keys" / "coordinator.pem", job_key)
+    write_new(home.vault / "coordinator-ledger.key", f"{invited.ledger_public_key}\n".encode())
     Store.create(home.store, contract, keyring).close()
-    Ledger.create(home.ledger, branch=name, signer=signer(keyring), genesis=genesis).close()
     courier = init_courier(
         home.courier, invited, runtime_port=free_ports(1)[0], vault_socket=Path("..", "run", "vault.sock")
     )
@@ -112,6 +123,10 @@ def _fill(
         ledger_public_key=ed25519_text(signer(keyring).public_key()),
     )
     write_new(home.path / "enrolment.json", enrolment.dump(), mode=0o644)
+    if database is not None:
+        database.write(home.vault / "ledger.toml")
+    # Last: what stands in a database does not go away with the directory.
+    Ledger.create(home.ledger, branch=name, signer=signer(keyring), genesis=genesis).close()
 
 
 def _give(directory: Path, user: str | None) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from sfumato.client.home import BranchHome
 from sfumato.client.launch import state_file
 from sfumato.common.errors import REFUSAL_TEXT, RefusalCode
+from sfumato.common.notes import Checkpoint
 from sfumato.privacy.door import Door, Spending
 from sfumato.privacy.ledger import Entry, Ledger
 
@@ -76,6 +77,9 @@ def describe_entry(entry: Entry) -> str:
             return f"{body['code']}: {REFUSAL_TEXT[RefusalCode(body['code'])]} (job hash {body['job_hash']})"
         case "close":
             return f"{body['releases']} releases, epsilon {body['epsilon']:.4f} (PLD)"
+        case "cosign" | "equivocation":
+            shown = Checkpoint.parse(body["checkpoint" if entry.kind == "cosign" else "shown"])
+            return f"{shown.origin} at {shown.size} entries" + (f": {body['why']}" if "why" in body else "")
         case "ingest":
             return f"{body['table']} ({body['mode']})"
         case "pin":

@@ -1,8 +1,8 @@
 """What a coordinator and a branch hand each other before they ever connect: an invitation, an enrolment, members.
 
-All are public JSON files, carried by a person. The invitation pins the coordinator (its CA, the risk team's
-job key); the enrolment gives the branch's two public keys; the members are every branch's ledger key, which each
-branch pins before it joins a secure sum. Private keys stay where they were made.
+All are public JSON files, carried by a person. The invitation pins the coordinator (its CA, the risk team's job
+key, the key of its ledger); the enrolment gives the branch's two public keys; the members are every branch's ledger
+key, which each branch pins before it joins a secure sum. Private keys stay where they were made.
 """
 
 import base64
@@ -60,12 +60,14 @@ class Invitation(_Public):
     session: Address
     ca: str
     job_public_key: str
+    ledger_public_key: str
     bundle_hash: Hash
 
     @model_validator(mode="after")
     def _readable(self) -> Self:
         load_pem_x509_certificate(self.ca.encode())
         ed25519_public_key(self.job_public_key)
+        ed25519_public_key(self.ledger_public_key)
         return self
 
 

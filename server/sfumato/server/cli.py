@@ -34,12 +34,23 @@ def coordinator_init(
             help="DNS name or address by which branches reach it; repeat; the first is in invitations."
         ),
     ] = None,
+    ledger_url: Annotated[
+        str | None,
+        typer.Option(
+            help="Keep the ledger in PostgreSQL (postgresql://…, no password in it), not in a file."
+        ),
+    ] = None,
 ) -> None:
-    """Make a coordinator: own CA, server certificate, control token, job signing key, and an invitation."""
+    """Make a coordinator: own CA, server certificate, control token, signing keys, a ledger, and an invitation."""
     from sfumato.server.home import CoordinatorHome
 
     made = CoordinatorHome.init(
-        home, host=host, port=port, session_port=session_port, names=tuple(name or ())
+        home,
+        host=host,
+        port=port,
+        session_port=session_port,
+        names=tuple(name or ()),
+        ledger_url=ledger_url,
     )
     console.print(f"Coordinator is set up in {made.path}.")
     console.print(f"Hand {made.path / 'invitation.json'} to every branch (it is public).")
@@ -83,6 +94,39 @@ def coordinator_roster(
         table.add_row(member.name, fingerprint(member.key))
     console.print(table)
     console.print(f"Wrote {out}. Each branch pins it, and compares fingerprints with the others.")
+
+
+@coordinator.command("ledger")
+def coordinator_ledger(
+    home: Home,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Recompute every hash; name the first bad entry.")
+    ] = False,
+    export: Annotated[
+        Path | None,
+        typer.Option(help="Write it whole, with its signed checkpoint, for `sfumato audit verify`."),
+    ] = None,
+) -> None:
+    """Show, verify or export the coordinator's own record: jobs, what they left, each branch's checkpoints."""
+    from sfumato.common.private_files import write_new
+    from sfumato.server.home import CoordinatorHome
+    from sfumato.server.ledger import describe_entry
+
+    loaded = CoordinatorHome.load(home)
+    record = loaded.open_ledger()
+    if export is not None:
+        cosigned = loaded.cosigned.note
+        lines = record.export(*([cosigned] if cosigned else []))
+        write_new(export, "".join(f"{line}\n" for line in lines).encode())
+        console.print(f"{export}: {record.verify()} entries")
+    elif verify:
+        console.print(f"The ledger verifies: {record.verify()} entries, root {record.signed_head().root}.")
+    else:
+        table = Table("#", "time (UTC)", "what", "job", "detail", box=None)
+        for entry in record.entries():
+            when = entry.time.strftime("%Y-%m-%d %H:%M:%S")
+            table.add_row(str(entry.seq), when, entry.kind, (entry.job_id or "")[:12], describe_entry(entry))
+        console.print(table)
 
 
 @coordinator.command("start")
@@ -209,10 +253,10 @@ def job_report(
     """Write a finished or failed run's report as one self-contained page."""
     from sfumato.server.home import CoordinatorHome
     from sfumato.server.report import write_report
-    from sfumato.server.run_files import read_histogram, read_result, run_directory
+    from sfumato.server.run_files import read_answer, read_histogram, read_result, run_directory
 
     directory = run_directory(CoordinatorHome.load(home), run_id)
-    write_report(out, read_result(directory), read_histogram(directory))
+    write_report(out, read_result(directory), read_histogram(directory), portrait=read_answer(directory))
     console.print(f"Wrote {out}.")
 
 

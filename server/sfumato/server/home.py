@@ -5,6 +5,8 @@ invitation.json    public: what a branch needs to trust and reach us
 ca.crt ca.key      own CA;  server.crt server.key: TLS of SuperLink and session port
 control.token      who holds it may start and stop runs;  superexec.secret: who holds it may take tasks
 job.key            the risk team's Ed25519 key, PKCS#8: signs jobs
+ledger.key         the coordinator's own, PKCS#8: signs its ledger
+ledger.sqlite      its ledger, unless ledger.toml names a database;  checkpoint: what branches co-signed of it
 branches/          one enrolment a branch, and the node id it was registered under
 superlink.db runs/ logs/ flwr/
 """
@@ -28,8 +30,11 @@ from sfumato.common.bundle import approved_hash
 from sfumato.common.contract import read_toml
 from sfumato.common.enrolment import Enrolment, Invitation, Members, ed25519_public_key, ed25519_text
 from sfumato.common.errors import BadInput, Insecure
+from sfumato.common.notes import coordinator_origin
 from sfumato.common.private_files import private_directory, read_private, replace, require_private, write_new
+from sfumato.privacy.ledger import Database, Ledger
 from sfumato.server.certificates import new_authority, new_server_certificate
+from sfumato.server.ledger import CosignedCheckpoint
 
 _NAME = re.compile(r"^[A-Za-z0-9.\-:]{1,253}$")
 _SECRETS = {
@@ -38,6 +43,7 @@ _SECRETS = {
     "control.token": "control token",
     "superexec.secret": "executor secret",
     "job.key": "job signing key",
+    "ledger.key": "ledger signing key",
 }
 
 
@@ -65,12 +71,20 @@ class CoordinatorHome:
 
     @classmethod
     def init(
-        cls, path: Path, *, host: str, port: int, session_port: int, names: tuple[str, ...] = ()
+        cls,
+        path: Path,
+        *,
+        host: str,
+        port: int,
+        session_port: int,
+        names: tuple[str, ...] = (),
+        ledger_url: str | None = None,
     ) -> Self:
         """Make a home at `path`, which must not exist or be empty; whole or not at all.
 
         `host` is the address to listen on, `names` the DNS names or IP addresses branches use (the first is
-        the one invitations give; default: `host`). Raises BadInput.
+        the one invitations give; default: `host`). `ledger_url` puts the ledger into PostgreSQL; it holds no
+        password. Raises BadInput.
         """
         names = names or (host,)
         _check_listening(host, port, session_port, names)
@@ -79,7 +93,7 @@ class CoordinatorHome:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))  # mkdtemp makes it 0700
         try:
-            _fill(temporary, host, port, session_port, names)
+            _fill(temporary, host, port, session_port, names, ledger_url)
             temporary.rename(path)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -149,11 +163,28 @@ class CoordinatorHome:
 
     def job_key(self) -> Ed25519PrivateKey:
         """The key that signs jobs. Raises Insecure."""
-        data = read_private(self.path / "job.key", "job signing key")
-        key = serialization.load_pem_private_key(data, None)
+        return self._signing_key("job.key")
+
+    def _signing_key(self, name: str) -> Ed25519PrivateKey:
+        key = serialization.load_pem_private_key(read_private(self.path / name, _SECRETS[name]), None)
         if not isinstance(key, Ed25519PrivateKey):
-            raise Insecure(f"{self.path / 'job.key'}: not an Ed25519 key")
+            raise Insecure(f"{self.path / name}: not an Ed25519 key")
         return key
+
+    @property
+    def ledger(self) -> Path | Database:
+        """Where the coordinator's own ledger lies."""
+        elsewhere = self.path / "ledger.toml"
+        return Database.load(elsewhere) if elsewhere.exists() else self.path / "ledger.sqlite"
+
+    def open_ledger(self) -> Ledger:
+        """The coordinator's own ledger, to be written. Raises BadInput, Insecure or LedgerBroken."""
+        return Ledger.open(self.ledger, signer=self._signing_key("ledger.key"))
+
+    @property
+    def cosigned(self) -> CosignedCheckpoint:
+        """What branches co-signed of it last."""
+        return CosignedCheckpoint(self.path / "checkpoint")
 
     def directory(self, name: str) -> Path:
         """A private directory inside the home, made when needed."""
@@ -197,23 +228,23 @@ class CoordinatorHome:
         replace(self.directory("branches") / f"{name}.node", json.dumps(node_id).encode())
 
 
-def _fill(path: Path, host: str, port: int, session_port: int, names: tuple[str, ...]) -> None:
+def _fill(
+    path: Path, host: str, port: int, session_port: int, names: tuple[str, ...], ledger_url: str | None
+) -> None:
     authority = new_authority(names[0])
     local = ("localhost", "127.0.0.1", "::1")
     try:
         server = new_server_certificate(authority, tuple(dict.fromkeys((*names, host, *local))))
     except ValueError as e:
         raise BadInput(f"the names do not fit a certificate: {e}") from None
-    job_key = Ed25519PrivateKey.generate()
-    pkcs8 = job_key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
+    job_key, ledger_key = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
     advertised = f"[{names[0]}]" if ":" in names[0] else names[0]
     invitation = Invitation(
         superlink=f"{advertised}:{port}",
         session=f"{advertised}:{session_port}",
         ca=authority.certificate.decode("ascii"),
         job_public_key=ed25519_text(job_key.public_key()),
+        ledger_public_key=ed25519_text(ledger_key.public_key()),
         bundle_hash=approved_hash(),
     )
     config = {"host": host, "port": port, "session_port": session_port, "names": list(names)}
@@ -224,13 +255,26 @@ def _fill(path: Path, host: str, port: int, session_port: int, names: tuple[str,
         "server.key": server.key,
         "control.token": secrets.token_urlsafe(32).encode(),
         "superexec.secret": secrets.token_bytes(32),
-        "job.key": pkcs8,
+        "job.key": _pkcs8(job_key),
+        "ledger.key": _pkcs8(ledger_key),
         "coordinator.toml": tomli_w.dumps(config).encode(),
         "invitation.json": invitation.dump(),
     }.items():
         write_new(path / name, data)
     for name in ("branches", "runs", "logs", "flwr"):
         (path / name).mkdir(mode=0o700)
+    place: Path | Database = path / "ledger.sqlite"
+    if ledger_url is not None:
+        origin = coordinator_origin(ledger_key.public_key())
+        place = Database.of(ledger_url, origin, passfile=os.environ.get("PGPASSFILE"))
+        place.write(path / "ledger.toml")
+    Ledger.create(place, signer=ledger_key, genesis={"names": list(names)}).close()
+
+
+def _pkcs8(key: Ed25519PrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
 
 
 def _check_listening(host: str, port: int, session_port: int, names: tuple[str, ...]) -> None:
