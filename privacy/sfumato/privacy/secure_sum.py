@@ -36,12 +36,13 @@ _PROBE = X25519PrivateKey.from_private_bytes(bytes(32))
 class JobKey:
     """A branch's X25519 key for one job, in memory only; `share` is what others may see of it."""
 
-    __slots__ = ("_private", "job_id", "share")
+    __slots__ = ("_masked", "_private", "job_id", "share")
 
     def __init__(
         self, job_id: str, branch: str, private: X25519PrivateKey, signer: Ed25519PrivateKey
     ) -> None:
         self._private = private
+        self._masked: set[tuple[str, int, str]] = set()
         self.job_id = job_id
         public = base64.b64encode(private.public_key().public_bytes_raw()).decode()
         signature = signer.sign(_share_bytes(job_id, branch, public))
@@ -55,6 +56,13 @@ class JobKey:
     def agree(self, other: X25519PublicKey) -> bytes:
         """The secret of the pair, 32 bytes. Raises ValueError for a point of low order."""
         return self._private.exchange(other)
+
+    def use_once(self, roster: str, round_: int, members: str) -> None:
+        """Raise Refusal if this key made a mask for this roster, round and set (hashes) before."""
+        mask = (roster, round_, members)
+        if mask in self._masked:
+            raise Refusal(RefusalCode.ROUND_ALREADY_ANSWERED)
+        self._masked.add(mask)
 
     def __repr__(self) -> str:
         return f"JobKey(job_id={self.job_id!r}, branch={self.share.branch!r})"
@@ -140,7 +148,6 @@ class Pairing:
         if own.job_id != roster.job_id or listed is None or listed.public_bytes_raw() != public:
             raise ValueError("Expected a roster of this job that holds this key.")
         self._secrets: dict[str, bytes] = {}
-        self._used: set[tuple[int, str]] = set()
 
     @property
     def roster_hash(self) -> str:
@@ -155,9 +162,7 @@ class Pairing:
         """
         self._check(members)
         named = set_hash(members)
-        if (round_, named) in self._used:
-            raise Refusal(RefusalCode.ROUND_ALREADY_ANSWERED)
-        self._used.add((round_, named))
+        self._own.use_once(self._roster.hash, round_, named)
         streams = [
             (self._key(other, round_, named, vector.size), self._name < other)
             for other in members
