@@ -123,7 +123,7 @@ def _marginal(place: int, table: _Table) -> Plot:
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
-        _whiskers(axes, list(enumerate(e for _, e in shown)))
+        _whiskers(axes, list(enumerate(e for _, e in shown)), max((e.high for _, e in shown), default=1.0))
         axes.set_yticks(range(len(shown)), [plain(g.name(short=True)) for g, _ in shown])
 
     says = f"Share of all customers. {table.notes}"
@@ -143,11 +143,13 @@ def _cross(place: int, table: _Table) -> Plot:
     panels = _panels(table, found)
     lines = [v for v in table.values[0] if any((v, panel) in found for panel in panels)][:MOST_LINES]
 
+    most = max((found[v, panel].high for v in lines for panel in panels if (v, panel) in found), default=1.0)
+
     def paint(figure: Figure) -> None:
         for axes, panel in zip(
             figure.subplots(1, max(len(panels), 1), squeeze=False)[0], panels, strict=False
         ):
-            _whiskers(axes, [(i, found[v, panel]) for i, v in enumerate(lines) if (v, panel) in found])
+            _whiskers(axes, [(i, found[v, panel]) for i, v in enumerate(lines) if (v, panel) in found], most)
             if len(panels) > 1:
                 axes.set_title(plain(panel), loc="left", fontsize=9.5, weight="bold")
             axes.set_ylim(len(lines) - 0.4, -0.6)
@@ -177,9 +179,8 @@ def _panels(table: _Table, found: Mapping[tuple[str, ...], Estimate]) -> list[st
     return [v for v in values if v in kept]
 
 
-def _whiskers(axes: Axes, lines: Sequence[tuple[int, Estimate]]) -> None:
-    """Ring and bar at each line's height, with the value written beside; percentages."""
-    most = max((e.high for _, e in lines), default=1.0)
+def _whiskers(axes: Axes, lines: Sequence[tuple[int, Estimate]], most: float) -> None:
+    """Ring and bar at each line's height, with the value written beside; percentages up to `most`."""
     for y, e in lines:
         axes.barh(y, e.value, height=0.55, color=PALE)
         axes.plot([e.low, e.high], [y, y], color=ACCENT, linewidth=2.2, solid_capstyle="butt")
