@@ -108,8 +108,7 @@ def test_local_training_pays_for_repeats_only_if_the_job_says_so() -> None:
     assert none.epsilon() <= 1.0
 
 
-@pytest.mark.parametrize("times", [1, 3])
-@pytest.mark.parametrize("repeats", [None, 0, 7])
+@pytest.mark.parametrize(("repeats", "times"), [(None, 1), (0, 3), (7, 3)])
 def test_secure_training_within_its_target_with_every_repeat(repeats: int | None, times: int) -> None:
     plan = Plan.of(churn("secure-sum", repeats=repeats), contract(times))
     expected = 2 if repeats is None else repeats

@@ -202,7 +202,7 @@ def test_another_set_meanwhile_is_refused_before_the_first_is_answered(ledger: L
 
 
 @settings(
-    max_examples=15,
+    max_examples=10,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],

@@ -163,10 +163,22 @@ def test_two_processes_cannot_overspend_one_plan(ledger: Ledger) -> None:
     assert ledger.verify() == 11
 
 
-def test_a_charge_that_says_nothing_stops_the_door_for_good(ledger: Ledger) -> None:
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"no_op": {}},
+        {
+            "poisson_sampled": {
+                "sampling_probability": 0.5,
+                "event": {"non_private": {"sampling_probability": 0.5}},
+            }
+        },
+    ],
+)
+def test_a_charge_that_says_nothing_stops_the_door_for_good(ledger: Ledger, event: dict[str, object]) -> None:
     door = Door(ledger)
     door.spending()
-    ledger.append("charge", {"event": {"no_op": {}}, "population": "all"}, job_id=job_id(1))
+    ledger.append("charge", {"event": event, "population": "all"}, job_id=job_id(1))
     for _ in range(2):
         with pytest.raises(LedgerBroken, match="entry 1"):
             door.spending()

@@ -70,6 +70,24 @@ def discrete_laplace(scale: float, l1_sensitivity: int = 1) -> DpEvent:
     return dp_event.DiscreteLaplaceDpEvent(1 / scale, l1_sensitivity)
 
 
+def approximate(epsilon: float, delta: float = 0.0) -> DpEvent:
+    """Whatever is (epsilon, delta)-DP: no worse than randomised response at epsilon (discrete Laplace noise on a
+    count), beside something that tells all with probability delta (Kairouz, Oh & Viswanath 2015, theorem 3.3)."""
+    response = discrete_laplace(1 / epsilon)
+    if delta == 0:
+        return response
+    return compose([response, dp_event.PoissonSampledDpEvent(delta, dp_event.NonPrivateDpEvent())])
+
+
+def _failure(event: DpEvent) -> float:
+    """The probability with which this event tells all; 0 for every event but that of `approximate`."""
+    if isinstance(event, dp_event.PoissonSampledDpEvent) and isinstance(
+        event.event, dp_event.NonPrivateDpEvent
+    ):
+        return float(event.sampling_probability)
+    return 0.0
+
+
 def compose(events: Sequence[DpEvent]) -> DpEvent:
     return dp_event.ComposedDpEvent(list(events))
 
@@ -95,6 +113,8 @@ def encode_event(event: DpEvent) -> dict[str, Any]:
                     "sensitivity": int(event.sensitivity),
                 }
             }
+        case dp_event.PoissonSampledDpEvent() if _failure(event):
+            return {"non_private": {"sampling_probability": _failure(event)}}
         case dp_event.PoissonSampledDpEvent():
             return {
                 "poisson_sampled": {
@@ -116,6 +136,8 @@ def decode_event(encoded: dict[str, Any]) -> DpEvent:
             return dp_event.GaussianDpEvent(z)
         case {"discrete_laplace": {"noise_parameter": a, "sensitivity": s}} if a > 0 and s >= 1:
             return dp_event.DiscreteLaplaceDpEvent(a, s)
+        case {"non_private": {"sampling_probability": q}} if 0 < q < 1:
+            return dp_event.PoissonSampledDpEvent(q, dp_event.NonPrivateDpEvent())
         case {"poisson_sampled": {"sampling_probability": q, "event": inner}} if 0 < q <= 1:
             return dp_event.PoissonSampledDpEvent(q, decode_event(inner))
         case {"self_composed": {"count": n, "event": inner}} if n >= 1:
@@ -151,6 +173,8 @@ def _cached_curve(encoded: bytes) -> Curve:
             return np.asarray(rdp_curve(event.event) * event.count, dtype=np.float64)
         case dp_event.DiscreteLaplaceDpEvent():
             return _discrete_laplace_curve(event.noise_parameter, event.sensitivity)
+        case dp_event.PoissonSampledDpEvent() if _failure(event):
+            return np.append(np.zeros(len(ORDERS)), _failure(event))
     accountant = RdpAccountant(ORDERS, NeighboringRelation.ADD_OR_REMOVE_ONE)
     accountant.compose(event)
     # The accountant offers epsilon only; the filter needs the curve. constraints.txt pins the release.
@@ -230,9 +254,12 @@ def pld_epsilon(events: Sequence[DpEvent], delta: float) -> float:
     accountant = PLDAccountant(
         NeighboringRelation.ADD_OR_REMOVE_ONE, value_discretization_interval=PLD_INTERVAL
     )
+    left = delta
     for event, count in _merged(_tally(events)):
-        accountant.compose(event, count)
-    return max(0.0, float(accountant.get_epsilon(delta)))
+        left -= count * _failure(event)
+        if not _failure(event):
+            accountant.compose(event, count)
+    return max(0.0, float(accountant.get_epsilon(left))) if left > 0 else math.inf
 
 
 def _merged(counts: dict[bytes, int]) -> Iterator[tuple[DpEvent, int]]:

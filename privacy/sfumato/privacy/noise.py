@@ -127,17 +127,17 @@ class SecureRandom:
     def _one_discrete_laplace(self, t: int, s: int) -> int:
         while True:
             u = self.below(t)
-            if not self._bernoulli_exp(u, t):
+            if not self.bernoulli_exp(u, t):
                 continue
             v = 0
-            while self._bernoulli_exp(1, 1):
+            while self.bernoulli_exp(1, 1):
                 v += 1
             magnitude = (u + t * v) // s
             negative = self.below(2) == 1
             if not (negative and magnitude == 0):  # else zero would count twice
                 return -magnitude if negative else magnitude
 
-    def _bernoulli_exp(self, numerator: int, denominator: int) -> bool:
+    def bernoulli_exp(self, numerator: int, denominator: int) -> bool:
         """True with probability exp(-numerator / denominator), 0 <= numerator <= denominator; exact."""
         k = 1
         while self.below(denominator * k) < numerator:  # Bernoulli(numerator / (denominator * k))

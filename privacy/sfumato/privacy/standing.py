@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from dp_accounting.privacy_accountant import UnsupportedEventError
 
 from sfumato.common.canonical import canonical_bytes
 from sfumato.common.errors import LedgerBroken
@@ -63,14 +64,12 @@ class Standing:
             raise LedgerBroken(
                 f"the ledger had {self.size} entries, and now has {size} that are not all the same"
             )
-        entry = None
         try:
             for entry in transaction.entries("reserve", "charge", "close", after=self.size - 1):
-                self._take(entry)
-        except (KeyError, ValueError, TypeError) as e:
-            self._forget()
-            where = f"entry {entry.seq}" if entry else "an entry"
-            raise LedgerBroken(f"{where} of the ledger says nothing that could be added up") from e
+                self._add(entry)
+        except BaseException:
+            self._forget()  # half of it may be added up
+            raise
         self.size, self._root = size, root
 
     def committed(self, now: datetime) -> Curves:
@@ -87,6 +86,12 @@ class Standing:
             accounting.pld_epsilon(accounting.repeated(events), delta) if events else 0.0
             for events in self._events.values()
         )
+
+    def _add(self, entry: Entry) -> None:
+        try:
+            self._take(entry)
+        except (KeyError, ValueError, TypeError, UnsupportedEventError) as e:
+            raise LedgerBroken(f"entry {entry.seq} of the ledger says nothing that could be added up") from e
 
     def _take(self, entry: Entry) -> None:
         body, job_id = entry.body, entry.job_id
