@@ -1,65 +1,62 @@
 """Per-customer gradients of the churn net that are never written out (book-keeping: Bu et al. 2023).
 
 A layer's gradient for one customer is the product of what went in and of what came back, so its norm and a
-weighted sum of many need only those two. In float64 from there on. `privacy.dpsgd` clips; Opacus does the same for
-every other net, and the tests hold the two against each other.
+weighted sum of many need only those two. In float64 from there on, and in torch, whose threads are ours to limit:
+numpy's BLAS spins on busy cores. `privacy.dpsgd` clips. Opacus does the same for every other net, and the tests
+hold the two against each other.
 """
 
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from sfumato.common.learners.churn_net import ChurnNet
 
-Floats = npt.NDArray[np.float64]
-
 
 class Gradients(Protocol):
-    """The gradients of n customers: their norms [n], and their sum with these weights [P]; both float64."""
+    """The gradients of n customers: their norms [n], and their sum with these weights [P]; float64 tensors."""
 
-    def norms(self) -> Floats: ...
+    def norms(self) -> Tensor: ...
 
-    def weighted_sum(self, weights: Floats) -> Floats: ...
+    def weighted_sum(self, weights: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class LinearLayer:
     """What went in [n, inputs] and what came back [n, outputs]: weight and bias of an nn.Linear."""
 
-    inputs: Floats
-    back: Floats
+    inputs: Tensor
+    back: Tensor
 
-    def squares(self) -> Floats:
-        into = np.einsum("ni,ni->n", self.inputs, self.inputs) + 1.0  # the bias sees a constant 1
-        return np.asarray(into * np.einsum("no,no->n", self.back, self.back), dtype=np.float64)
+    def squares(self) -> Tensor:
+        into = self.inputs.square().sum(dim=1) + 1.0  # the bias sees a constant 1
+        return into * self.back.square().sum(dim=1)
 
-    def weighted_sum(self, weights: Floats) -> Floats:
+    def weighted_sum(self, weights: Tensor) -> Tensor:
         weights, inputs, back = _without_zeros(weights, self.inputs, self.back)
         weighted = back.T * weights
-        return np.concatenate([(weighted @ inputs).ravel(), weighted.sum(axis=1)])
+        return torch.cat([(weighted @ inputs).flatten(), weighted.sum(dim=1)])
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class EmbeddingLayer:
     """Rows [n, F], no row twice in a customer, and what came back [n, F, dim]: an nn.Embedding of `size` rows."""
 
-    rows: npt.NDArray[np.int64]
-    back: Floats
+    rows: Tensor
+    back: Tensor
     size: int
 
-    def squares(self) -> Floats:
-        return np.asarray(np.einsum("nfd,nfd->n", self.back, self.back), dtype=np.float64)
+    def squares(self) -> Tensor:
+        return self.back.square().sum(dim=(1, 2))
 
-    def weighted_sum(self, weights: Floats) -> Floats:
+    def weighted_sum(self, weights: Tensor) -> Tensor:
         weights, rows, back = _without_zeros(weights, self.rows, self.back)
-        flat, weighted = rows.ravel(), back * weights[:, None, None]
-        columns = [np.bincount(flat, weighted[:, :, i].ravel(), self.size) for i in range(self.back.shape[2])]
-        return np.asarray(np.stack(columns, axis=1).ravel(), dtype=np.float64)
+        flat, weighted = rows.flatten(), back * weights[:, None, None]
+        columns = [torch.bincount(flat, weighted[:, :, i].flatten(), self.size) for i in range(back.shape[2])]
+        return torch.stack(columns, dim=1).flatten()
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -68,31 +65,31 @@ class LayerGradients:
 
     layers: tuple[LinearLayer | EmbeddingLayer, ...]
 
-    def norms(self) -> Floats:
-        return np.asarray(np.sqrt(np.sum([layer.squares() for layer in self.layers], axis=0)))
+    def norms(self) -> Tensor:
+        return torch.stack([layer.squares() for layer in self.layers]).sum(dim=0).sqrt()
 
-    def weighted_sum(self, weights: Floats) -> Floats:
-        return np.concatenate([layer.weighted_sum(weights) for layer in self.layers])
+    def weighted_sum(self, weights: Tensor) -> Tensor:
+        return torch.cat([layer.weighted_sum(weights) for layer in self.layers])
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class DenseGradients:
     """Gradients that are written out: float64 [n, P]."""
 
-    rows: Floats
+    rows: Tensor
 
-    def norms(self) -> Floats:
-        return np.asarray(np.linalg.norm(self.rows, axis=1), dtype=np.float64)
+    def norms(self) -> Tensor:
+        return torch.linalg.vector_norm(self.rows, dim=1)
 
-    def weighted_sum(self, weights: Floats) -> Floats:
+    def weighted_sum(self, weights: Tensor) -> Tensor:
         weights, rows = _without_zeros(weights, self.rows)
-        return np.asarray(weights @ rows)
+        return torch.mv(rows.T, weights)
 
 
-def _without_zeros(weights: Floats, *values: Any) -> tuple[Any, ...]:
+def _without_zeros(weights: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
     """Without the customers of weight zero, whose gradient may not be finite: 0 * NaN is NaN."""
     keep = weights != 0
-    return (weights, *values) if keep.all() else (weights[keep], *(v[keep] for v in values))
+    return (weights, *values) if bool(keep.all()) else (weights[keep], *(v[keep] for v in values))
 
 
 def supports(net: nn.Module) -> bool:
@@ -100,16 +97,14 @@ def supports(net: nn.Module) -> bool:
     return type(net) is ChurnNet
 
 
-def differentiate(
-    net: nn.Module, codes: torch.Tensor, numeric: torch.Tensor, target: torch.Tensor
-) -> LayerGradients:
+def differentiate(net: nn.Module, codes: Tensor, numeric: Tensor, target: Tensor) -> LayerGradients:
     """The gradients of each customer's log-loss. Raises TypeError on a net that is not supported."""
     if not supports(net):
         raise TypeError("Expected a churn net.")
     layers = [m for m in net.modules() if isinstance(m, nn.Linear | nn.Embedding)]
-    seen: dict[nn.Module, tuple[torch.Tensor, torch.Tensor]] = {}
+    seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
 
-    def record(layer: nn.Module, inputs: Any, output: torch.Tensor) -> None:
+    def record(layer: nn.Module, inputs: Any, output: Tensor) -> None:
         seen[layer] = (inputs[0].detach(), output)
 
     hooks = [layer.register_forward_hook(record) for layer in layers]
@@ -122,7 +117,7 @@ def differentiate(
     return LayerGradients(tuple(_layer(m, seen[m][0], back) for m, back in zip(layers, backs, strict=True)))
 
 
-def _layer(layer: nn.Module, inputs: torch.Tensor, back: torch.Tensor) -> LinearLayer | EmbeddingLayer:
+def _layer(layer: nn.Module, inputs: Tensor, back: Tensor) -> LinearLayer | EmbeddingLayer:
     if isinstance(layer, nn.Embedding):
-        return EmbeddingLayer(inputs.numpy(), back.double().numpy(), layer.num_embeddings)
-    return LinearLayer(inputs.double().numpy(), back.double().numpy())
+        return EmbeddingLayer(inputs, back.double(), layer.num_embeddings)
+    return LinearLayer(inputs.double(), back.double())

@@ -160,12 +160,13 @@ class GradientSums:
         total = np.zeros(self._size + self._rows.shape[1])
         for gradients in self._gradients(real):
             total[: self._size] += self._clipped_sum(gradients)
-        total[self._size :] += self._clipped_sum(DenseGradients(self._rows[phantoms - customers]))
+        total[self._size :] += self._clipped_sum(
+            DenseGradients(torch.from_numpy(self._rows[phantoms - customers]))
+        )
         return total
 
     def _clipped_sum(self, gradients: Gradients) -> npt.NDArray[np.float64]:
-        factor = clip_factors(torch.from_numpy(gradients.norms()), self._bound).numpy()
-        return gradients.weighted_sum(factor)
+        return gradients.weighted_sum(clip_factors(gradients.norms(), self._bound)).numpy()
 
     def _gradients(self, rows: npt.NDArray[np.int64]) -> Iterator[Gradients]:
         net = self._net
@@ -181,7 +182,7 @@ class GradientSums:
                 torch.autograd.backward(loss)
                 parameters: list[Any] = list(net.parameters())
                 samples = [p.grad_sample.detach().flatten(1) for p in parameters]
-                yield DenseGradients(torch.cat(samples, dim=1).double().numpy())
+                yield DenseGradients(torch.cat(samples, dim=1).double())
                 module.zero_grad(set_to_none=True)
 
 
