@@ -79,7 +79,7 @@ class DenseGradients:
     rows: Tensor
 
     def norms(self) -> Tensor:
-        return torch.linalg.vector_norm(self.rows, dim=1)
+        return self.rows.square().sum(dim=1).sqrt()
 
     def weighted_sum(self, weights: Tensor) -> Tensor:
         weights, rows = _without_zeros(weights, self.rows)
