@@ -114,8 +114,13 @@ def test_a_federation_by_hand(bank: SampleBank, tmp_path: Path) -> None:
         assert "verifies" in shell.run("branch", "ledger", tmp_path / "branch-1", "--verify")
         export = tmp_path / "ledger.jsonl"
         shell.run("branch", "ledger", tmp_path / "branch-1", "--export", export)
-        kinds = [json.loads(json.loads(line)["entry"])["kind"] for line in export.read_text().splitlines()]
+        lines = [json.loads(line) for line in export.read_text().splitlines()]
+        kinds = [json.loads(line["entry"])["kind"] for line in lines if "entry" in line]
         assert kinds.count("charge") == 1 + 3 + 1 and kinds[-1] == "close"
+        kept = ["--since", coordinator / "runs" / run_id[1] / "result.json"]
+        known = ["--key", tmp_path / "branch-1" / "enrolment.json"]
+        audited = shell.run("audit", "verify", export, *known, *kept)
+        assert "the key that you gave" in audited and "that you kept" in audited
         listed = shell.run("branch", "ledger", tmp_path / "branch-1")
         assert "weights, round 3" in listed and "set aside" in listed
 
