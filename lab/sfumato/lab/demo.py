@@ -22,7 +22,7 @@ from sfumato.common.job import load_job
 from sfumato.lab.federation import Federation
 from sfumato.lab.samplebank import generate
 from sfumato.server.report import write_report
-from sfumato.server.run_files import read_histogram, run_directory, write_whole
+from sfumato.server.run_files import read_answer, read_histogram, run_directory, write_whole
 from sfumato.server.watching import watch_run
 
 NEVER_SENT = (
@@ -38,7 +38,7 @@ def run(out: Path, *, customers_per_branch: int, keep: bool, console: Console) -
     federation = out / "federation"
     shutil.rmtree(federation, ignore_errors=True)
     shutil.rmtree(out / "bank", ignore_errors=True)
-    for old in (out / "summary.json", out / "report.html"):
+    for old in (out / "summary.json", out / "report.html", out / "audit.json"):
         old.unlink(missing_ok=True)
     with ExitStack() as stack:
         if not keep:
@@ -54,23 +54,43 @@ def run(out: Path, *, customers_per_branch: int, keep: bool, console: Console) -
                 whole.add_branch(name, folder)
         with _step(console, f"{len(whole.branches)} vaults and {len(whole.branches)} couriers up"):
             whole.await_branches()
-        job = load_job(bank.job)
-        run_id = whole.submit(job)
-        console.print(
-            f"  job {job.name} submitted: epsilon {job.privacy.target_epsilon:g} a customer, for all of it"
-        )
-        watch_run(whole.control, run_id, console)
-        result = whole.result(run_id)
-        verified = _verified(whole, result)
+        run_id, result = _run(whole, bank.secure_job, console)
         histogram = read_histogram(run_directory(whole.home, run_id))
-    summary = {**result, "seconds": time.monotonic() - started, "job_seconds": result["seconds"]}
-    summary["ledger_verified"] = verified
+        portrait_id, portrait = _run(whole, bank.profile, console)
+        answer = read_answer(run_directory(whole.home, portrait_id))
+        shutil.copyfile(run_directory(whole.home, run_id) / "audit.json", out / "audit.json")
+        verified = _verified(whole, portrait)
+    summary = {
+        **result,
+        "seconds": time.monotonic() - started,
+        "job_seconds": result["seconds"],
+        "portrait": {**portrait, "answer": answer},
+        "ledger_verified": verified,
+    }
     write_whole(out / "summary.json", json.dumps(summary, indent=1).encode())
-    write_report(out / "report.html", result, histogram, contract=whole.contract, ledger_verified=verified)
+    write_report(
+        out / "report.html",
+        result,
+        histogram,
+        portrait=answer,
+        contract=whole.contract,
+        ledger_verified=verified,
+    )
     _print(summary, out, console)
     if not verified:
         raise LedgerBroken("a ledger does not verify; see above")
     return summary
+
+
+def _run(whole: Federation, job_file: Path, console: Console) -> tuple[int, dict[str, Any]]:
+    """Submit a job through Flower's control API, follow it, and read its result."""
+    job = load_job(job_file)
+    run_id = whole.submit(job)
+    console.print(
+        f"  job {job.name} submitted: epsilon {job.privacy.target_epsilon:g} a customer, for all of it"
+    )
+    watch_run(whole.control, run_id, console)
+    return run_id, whole.result(run_id)
 
 
 @contextmanager

@@ -34,7 +34,7 @@ from sfumato.lab.samplebank_model import (
     draw_people,
     effects,
 )
-from sfumato.lab.samplebank_text import JOB_TOML, PROFILE_TOML
+from sfumato.lab.samplebank_text import JOB_TOML, PROFILE_TOML, SECURE_JOB_TOML
 
 PII_KINDS = ("full_name", "national_id", "phone", "email", "iban", "address", "customer_id", "complaint_text")
 CHURN_WINDOW_DAYS = 184
@@ -46,6 +46,7 @@ class SampleBank:
 
     contract: Path
     job: Path
+    secure_job: Path
     profile: Path
     branches: dict[str, Path]
     ground_truth: Path  # one row a customer: true propensity and counterfactuals
@@ -79,12 +80,14 @@ def generate(out: Path, *, branches: int = 4, customers_per_branch: int = 3000, 
     summary = _summary(truth, seed)
     _write(out / "contract.toml", partial(_text, CONTRACT_TOML))
     _write(out / "job.toml", partial(_text, JOB_TOML))
+    _write(out / "job-secure-sum.toml", partial(_text, SECURE_JOB_TOML))
     _write(out / "profile.toml", partial(_text, PROFILE_TOML))
     _write(out / "ground_truth.parquet", partial(pa.parquet.write_table, truth))
     _write(out / "ground_truth.json", partial(_text, json.dumps(summary, indent=2) + "\n"))
     return SampleBank(
         contract=out / "contract.toml",
         job=out / "job.toml",
+        secure_job=out / "job-secure-sum.toml",
         profile=out / "profile.toml",
         branches=folders,
         ground_truth=out / "ground_truth.parquet",

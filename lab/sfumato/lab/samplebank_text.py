@@ -133,6 +133,42 @@ travel = "session"
 min_branches = 3
 """
 
+SECURE_JOB_TOML = """\
+# Which customers will leave? The same net as job.toml, but every step is one secure sum over all branches: they
+# share one dose of noise, where job.toml has each branch add a dose of its own.
+[job]
+name = "churn-demo"
+kind = "churn-net"
+purpose = "Foresee which customers will leave within half a year, to keep them by better service."
+contract = "sample-bank"
+
+[privacy]
+target_epsilon = 2.0  # for the whole job, evaluation included
+delta = 1e-5
+mode = "secure-sum"
+colluders = 1         # the guarantee holds against the coordinator and any one branch
+
+[model]
+hidden = [16]
+embedding_dim = 2
+bins = 16
+
+[training]
+rounds = 100          # one step each
+local_steps = 1
+sample_rate = 1.0     # every customer in every step: no sampling to get wrong
+max_grad_norm = 1.0
+learning_rate = 0.05
+optimizer = "adam"
+
+[evaluation]
+bins = 16
+
+[federation]
+travel = "session"
+min_branches = 3
+"""
+
 PROFILE_TOML = """\
 # Who are the customers? Counts by who they are, what they do, how content they are and where they are in their
 # life as a customer; and how these go together. Every number comes with an interval that holds the noise.

@@ -164,5 +164,5 @@ def _ask(rounds: Rounds, job: AnalysisJob) -> tuple[Analysis, list[NoisySum]]:
     totals: list[NoisySum] = []
     for round_ in range(len(analysis.shares)):
         totals.append(rounds.total(round_, analysis.length(round_), analysis.ask(round_, totals)))
-        rounds.report({"event": "sum", "round": round_ + 1, "rounds": len(analysis.shares)})
+        rounds.report_progress("sum", round_ + 1, len(analysis.shares))
     return analysis, totals

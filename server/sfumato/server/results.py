@@ -4,6 +4,7 @@ import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from safetensors.numpy import save
 
@@ -59,10 +60,16 @@ def run_job(
     }
     earlier = left_open(out_dir.parent)
     job = {"job": signed.job.name, "job_id": signed.job_id, "expires_at": signed.expires_at.isoformat()}
+    record_start(ledger, signed, out_dir.name)
+    try:
+        run = JobRun(exchange, signed, signed.contract, report, enrolled=enrolled, left_open=tuple(earlier))
+    except SfumatoError as e:  # the question does not fit the contract: nobody was asked
+        nobody: dict[str, Any] = {"refused": [], "open_at": [], "per_branch": []}
+        store_state(out_dir, {"state": "failed", **job, "reason": e.message, **nobody})
+        report({"event": "failed", **job, "reason": e.message, **nobody})
+        raise
     names = sorted(b.name for b in branches.values())
     store_state(out_dir, {"state": "running", **job, "open_at": names})
-    record_start(ledger, signed, out_dir.name)
-    run = JobRun(exchange, signed, signed.contract, report, enrolled=enrolled, left_open=tuple(earlier))
     rounds = run.rounds
     try:
         outcome = run.run()

@@ -332,6 +332,20 @@ class Rounds:
         if empty.size and float(np.abs(empty).max()) > BEYOND_NOISE * std:
             raise JobFailed("the shares do not fit together: a branch sent a share of something else")
 
+    def report_progress(self, event: str, round_: int, rounds: int, names: list[str] | None = None) -> None:
+        """A round is done; of secure sums, by the set that is left."""
+        branches = self.branches.values()
+        self.report(
+            {
+                "event": event,
+                "round": round_,
+                "rounds": rounds,
+                "branches": names or sorted(self.branches[n].name for n in self._set or self.branches),
+                "epsilon_spent": {b.name: b.epsilon_spent for b in branches},
+                "epsilon_budget": {b.name: b.epsilon_budget for b in branches},
+            }
+        )
+
     # --- asking ------------------------------------------------------------------------------------------
 
     def released(

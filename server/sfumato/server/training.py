@@ -45,7 +45,7 @@ def _by_secure_sums(rounds: Rounds, job: ChurnNetJob) -> Trained:
     for round_ in range(1, job.training.rounds + 1):
         gradient = rounds.total(round_, weights.size, weights).values
         weights = descent.step(gradient / (job.training.sample_rate * customers))
-        _report_round(rounds, job, round_)
+        rounds.report_progress("round", round_, job.training.rounds)
     last = rounds.total(job.training.rounds + 1, 2 * job.evaluation.bins, weights)
     return Trained(weights, last.values, last.std**2, customers)
 
@@ -82,7 +82,8 @@ def _by_federated_averaging(rounds: Rounds, job: ChurnNetJob) -> Trained:
             rounds, job, round_, {rounds.branches[n].name: v[weights.size :] for n, v in answers.items()}
         )
         weights = federated_average(update, job.federation.weights or _sizes(rounds))
-        _report_round(rounds, job, round_, sorted(name for name, _ in update))
+        names = sorted(name for name, _ in update)
+        rounds.report_progress("round", round_, job.training.rounds, names)
     histogram, variance = _evaluate(rounds, job, weights)
     customers = float(sum(b.customers for b in rounds.branches.values()))
     return Trained(weights, histogram, variance, customers)
@@ -116,20 +117,6 @@ def _evaluate(rounds: Rounds, job: ChurnNetJob, weights: Weights) -> tuple[npt.N
     answers = rounds.released(question, weights, "score-histogram", round_=last, length=length)
     total = np.sum([v.astype(np.float64) for v in answers.values()], axis=0)
     return total, score_histogram.laplace_variance([rounds.plan.evaluation_scale] * len(answers))
-
-
-def _report_round(rounds: Rounds, job: ChurnNetJob, round_: int, names: list[str] | None = None) -> None:
-    branches = rounds.branches.values()
-    rounds.report(
-        {
-            "event": "round",
-            "round": round_,
-            "rounds": job.training.rounds,
-            "branches": names if names is not None else sorted(b.name for b in branches),
-            "epsilon_spent": {b.name: b.epsilon_spent for b in branches},
-            "epsilon_budget": {b.name: b.epsilon_budget for b in branches},
-        }
-    )
 
 
 def federated_average(updates: list[tuple[str, codec.Vector]], weights: Mapping[str, float]) -> Weights:

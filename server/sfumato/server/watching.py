@@ -53,16 +53,13 @@ class Screen:
             case "opened":
                 self._branches[event["branch"]] = (0.0, 0.0)
                 self._progress.update(self._task, description="branches open the job")
-            case "round":
+            case "round" | "sum":
+                doing = "training" if event["event"] == "round" else "asking"
                 self._progress.update(
-                    self._task, description="training", completed=event["round"], total=event["rounds"]
+                    self._task, description=doing, completed=event["round"], total=event["rounds"]
                 )
                 for name, spent in event["epsilon_spent"].items():
                     self._branches[name] = (spent, event["epsilon_budget"][name])
-            case "sum":
-                self._progress.update(
-                    self._task, description="asking", completed=event["round"], total=event["rounds"]
-                )
             case "repeat":
                 lost = ", ".join(event["without"])
                 self._troubles.append(f"round {event['round']} is asked again, without {lost}")
