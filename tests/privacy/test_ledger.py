@@ -204,3 +204,7 @@ def test_what_is_no_ledger_is_said_so(tmp_path: Path) -> None:
         Ledger.read(tmp_path / "x")
     with pytest.raises(BadInput, match="no ledger here"):
         Ledger.read(tmp_path / "y")
+    with sqlite3.connect(tmp_path / "z") as connection:
+        connection.execute("CREATE TABLE entries (seq INTEGER, kind TEXT, entry BLOB, hash TEXT)")
+    with pytest.raises(BadInput, match="no ledger of this release"):
+        Ledger.read(tmp_path / "z")

@@ -189,13 +189,17 @@ class Ledger:
             raise BadInput(f"{path}: no ledger here", hint="Was this home set up with `sfumato … init`?")
         ledger = cls(path, storage.engine(path), signer=signer)
         try:
+            with ledger.exclusive() as transaction:
+                transaction.head()
             genesis = ledger.genesis
         except sa.exc.ProgrammingError:
             raise BadInput(f"{path}: no ledger here, or not one that this user may read") from None
-        except sa.exc.DatabaseError as e:
-            if isinstance(path, Path) and not isinstance(e, sa.exc.OperationalError):
-                raise LedgerBroken(f"{path}: is not a ledger's file any more") from None
-            raise
+        except sa.exc.OperationalError as e:
+            if "no such" not in str(e.orig):  # locked for long, or a database that went away
+                raise
+            raise BadInput(f"{path}: no ledger of this release (its tables are others)") from None
+        except sa.exc.DatabaseError:
+            raise LedgerBroken(f"{path}: is not a ledger's file any more") from None
         ledger.branch, ledger.origin = str(genesis.get("branch", "")), str(genesis.get("origin"))
         return ledger
 
