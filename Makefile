@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test check bench bench-utility bench-ledger bench-masking setup clean
+.PHONY: help demo test check bench bench-utility bench-ledger bench-masking bench-portraits setup clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##' Makefile | sed 's/:.*##/\t/' | expand -t 16
@@ -22,7 +22,7 @@ check: $(VENV)/.dev   ## format, lint, types, borders
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: bench-utility bench-masking bench-ledger   ## all tables of benchmarks/
+bench: bench-utility bench-masking bench-ledger bench-portraits   ## all tables of benchmarks/
 
 bench-utility: $(VENV)/.dev   ## accuracy on six real data sets, beside a central model without privacy
 	$(BIN)/python benchmarks/utility.py
@@ -32,6 +32,9 @@ bench-masking: $(VENV)/.dev   ## speed of masks and of exact noise, beside flwr'
 
 bench-ledger: $(VENV)/.dev   ## what admission costs: the running filter, the durable door, the PLD
 	$(BIN)/python benchmarks/ledger.py
+
+bench-portraits: $(VENV)/.dev   ## how often a portrait's intervals hold the truth, and how far off its counts are
+	$(BIN)/python benchmarks/portraits.py
 
 setup: $(VENV)/.dev   ## only set up the environment
 

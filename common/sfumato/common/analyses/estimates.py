@@ -50,15 +50,16 @@ class Ties:
     def __init__(self, contrasts: Floats) -> None:
         values, vectors = np.linalg.eigh(contrasts @ contrasts.T)
         kept = values > 1e-9 * max(1.0, values.max(initial=0.0))
-        self._basis: Floats = (vectors[:, kept] / np.sqrt(values[kept])).T @ contrasts  # orthonormal rows
+        directions = vectors[:, kept] / np.sqrt(values[kept])
+        self._basis: Floats = contrasts.T @ directions  # orthonormal columns; a row for each number
 
     def project(self, values: Floats) -> Floats:
         """The nearest total that keeps the ties: least squares, and best linear unbiased (Hay et al. 2010)."""
-        return np.asarray(values - self._basis.T @ (self._basis @ values))
+        return np.asarray(values - self._basis @ (values @ self._basis))
 
     def along(self, places: Places) -> Floats:
         """How far adding up these numbers reaches into the ties."""
-        return np.asarray(self._basis[:, places].sum(axis=1))
+        return np.asarray(self._basis[places].sum(axis=0))
 
 
 @dataclass(frozen=True)
