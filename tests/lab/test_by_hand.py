@@ -116,7 +116,7 @@ def test_a_federation_by_hand(bank: SampleBank, tmp_path: Path) -> None:
         shell.run("branch", "ledger", tmp_path / "branch-1", "--export", export)
         lines = [json.loads(line) for line in export.read_text().splitlines()]
         kinds = [json.loads(line["entry"])["kind"] for line in lines if "entry" in line]
-        assert kinds.count("charge") == 1 + 3 + 1 and kinds[-1] == "close"
+        assert kinds.count("charge") == 1 + 3 + 1 and kinds[-2:] == ["close", "cosign"]
         kept = ["--since", coordinator / "runs" / run_id[1] / "result.json"]
         known = ["--key", tmp_path / "branch-1" / "enrolment.json"]
         audited = shell.run("audit", "verify", export, *known, *kept)
