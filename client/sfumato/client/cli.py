@@ -46,6 +46,12 @@ def init(
             help="automatic: any signed job inside the limits; operator: each one by `branch approve`."
         ),
     ] = "automatic",
+    min_secure_set: Annotated[
+        int, typer.Option(min=3, help="Fewest branches that a secure sum may be over.")
+    ] = 3,
+    min_colluders: Annotated[
+        int, typer.Option(min=0, help="Colluding branches that a secure sum must at least withstand.")
+    ] = 1,
     vault_user: Annotated[
         str | None, typer.Option(help="System user that runs the vault (needs root).")
     ] = None,
@@ -72,7 +78,12 @@ def init(
         passphrase=_passphrase(passphrase_file, confirm=True),
         budget_epsilon=budget_epsilon,
         budget_delta=budget_delta,
-        policy=Policy(max_epsilon_per_job=max_epsilon_per_job, approval=approval),
+        policy=Policy(
+            max_epsilon_per_job=max_epsilon_per_job,
+            approval=approval,
+            min_secure_set=min_secure_set,
+            min_colluders=min_colluders,
+        ),
         vault_user=vault_user,
         courier_user=courier_user,
         ledger_url=ledger_url,

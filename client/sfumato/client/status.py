@@ -74,7 +74,9 @@ def describe_entry(entry: Entry) -> str:
         case "charge":
             return f"{body['what']}, round {body['round']}"
         case "refuse":
-            return f"{body['code']}: {REFUSAL_TEXT[RefusalCode(body['code'])]} (job hash {body['job_hash']})"
+            asked = f"job hash {body['job_hash']}" if "job_hash" in body else body["question"]
+            text = f"{body['code']}: {REFUSAL_TEXT[RefusalCode(body['code'])]}"
+            return f"{text} ({asked})" if asked else text
         case "close":
             return f"{body['releases']} releases, epsilon {body['epsilon']:.4f} (PLD)"
         case "cosign" | "equivocation":

@@ -188,7 +188,6 @@ ADVICE: dict[RefusalCode, str] = {
     RefusalCode.SET_TOO_SMALL: "Bring more branches online, or agree on a smaller minimum set in the policies.",
     RefusalCode.SET_NOT_SMALLER: "Look for a second coordinator driving this job; then submit it again.",
     RefusalCode.OVER_JOB_PLAN: "Raise federation.repeats, or keep the branches online, and submit the job again.",
-    RefusalCode.UNKNOWN_CHECKPOINT: "Let the coordinator prove from the size that the branch names; see its ledger.",
     RefusalCode.UNKNOWN_CHECKPOINT: "Send the proof again, from the size that this branch co-signed last.",
     RefusalCode.EQUIVOCATION: "Stop. Compare the coordinator's ledger with the branch's kept checkpoint first.",
     RefusalCode.NO_DATA: "Ingest the branch's customers, then submit the job again.",
