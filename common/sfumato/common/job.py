@@ -97,6 +97,12 @@ class Audit(_Strict):
     canaries: int = Field(default=32, ge=0, le=4096)
 
 
+class AnalysisAudit(Audit):
+    """An analysis takes few rounds: to see one silent branch in one, it needs more slots of noise alone."""
+
+    empty_slots: int = Field(default=1024, ge=0, le=65536)
+
+
 class Job(_Strict):
     """What every job file has. `contract` is the contract's name; its hash is pinned when the job is signed."""
 
@@ -139,6 +145,7 @@ class AnalysisJob(Job):
     """Ask one question of the catalogue (`sfumato.common.analyses`); `question` is checked by the analysis."""
 
     kind: analyses.Kind
+    audit: AnalysisAudit = AnalysisAudit()
     question: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -201,9 +208,14 @@ def sign_job(
     valid_for: timedelta,
     now: datetime | None = None,
 ) -> SignedJob:
-    """Give the job an id and a validity, and sign it. Raises BadInput if it names another contract."""
+    """Give the job an id and a validity, and sign it.
+
+    Raises BadInput if it names another contract, or asks for what that contract does not declare.
+    """
     if job.contract != contract.name:
         raise BadInput(f"the job is written for contract {job.contract!r}, not for {contract.name!r}")
+    if isinstance(job, AnalysisJob):
+        analyses.build(job.kind, job.question, contract)
     issued = (now or datetime.now(UTC)).replace(microsecond=0)
     unsigned = SignedJob(
         job=job,

@@ -251,11 +251,16 @@ class Account:
 
 def pld_epsilon(events: Sequence[DpEvent], delta: float) -> float:
     """Epsilon of a fixed sequence by privacy-loss distributions, pessimistic discretisation."""
+    return _pld_epsilon(tuple(sorted(_tally(events).items())), delta)
+
+
+@lru_cache(maxsize=256)
+def _pld_epsilon(counts: tuple[tuple[bytes, int], ...], delta: float) -> float:
     accountant = PLDAccountant(
         NeighboringRelation.ADD_OR_REMOVE_ONE, value_discretization_interval=PLD_INTERVAL
     )
     left = delta
-    for event, count in _merged(_tally(events)):
+    for event, count in _merged(dict(counts)):
         left -= count * _failure(event)
         if not _failure(event):
             accountant.compose(event, count)

@@ -8,7 +8,7 @@ second charge.
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import InitVar, dataclass
+from dataclasses import InitVar, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, NoReturn, final
 
@@ -58,7 +58,17 @@ class Spending:
     delta: float
     spent: float
     reserved: float
-    reported: float
+    charges: tuple[Mapping[bytes, int], ...] = field(
+        repr=False
+    )  # a population's events, encoded, each counted
+
+    @property
+    def reported(self) -> float:
+        """Slow (some hundredths of a second), so only where somebody reads it."""
+        return max(
+            accounting.pld_epsilon(accounting.repeated(events), self.delta) if events else 0.0
+            for events in self.charges
+        )
 
     @property
     def remaining(self) -> float:
@@ -121,6 +131,23 @@ class Door:
 
     # --- release -----------------------------------------------------------------------------------------
 
+    def answered(
+        self, *, job_id: str, round_: int, what: What, question: bytes, members: Sequence[str] = ()
+    ) -> Released | None:
+        """What this very question was answered with, or None where its answer would be a new release.
+
+        For the caller to ask before it gets a mechanism ready; also once the job is closed. Raises as `release`
+        does, save for what the job reserved.
+        """
+        names, set_hash = _named(members)
+        with self._ledger.exclusive() as transaction:
+            stored = _stored(transaction, job_id, round_, what, set_hash, _hash(question))
+            if stored is not None:
+                return self._again(stored)
+            self._standing.follow(transaction)
+            _smaller(self._live(job_id).sets.get((round_, what)), frozenset(names))
+        return None
+
     def release(
         self,
         mechanism: Mechanism,
@@ -143,11 +170,8 @@ class Door:
         Raises Refusal: unknown, closed or expired job; more than the job reserved; another question for the same
         round and set, or a set that is not smaller. Raises ValueError for a name that is in the set twice.
         """
-        question_hash = hashlib.sha256(question).hexdigest()
-        names = sorted(members)
-        if len(set(names)) < len(names):
-            raise ValueError("Expected each name once.")
-        set_hash = secure_sum.set_hash(names) if names else ""
+        question_hash = _hash(question)
+        names, set_hash = _named(members)
         with self._ledger.exclusive() as transaction:
             stored = _stored(transaction, job_id, round_, what, set_hash, question_hash)
             if stored is not None:
@@ -199,7 +223,7 @@ class Door:
                 delta=self.delta,
                 spent=self._epsilon(standing.spent),
                 reserved=self._epsilon(standing.committed(self._now())),
-                reported=standing.reported(self.delta),
+                charges=standing.charges(),
             )
 
     def _epsilon(self, curves: Curves) -> float:
@@ -246,6 +270,18 @@ class Door:
         if vector is None:
             raise Refusal(RefusalCode.INTERNAL)
         return Released(vector, frame, seal=_SEAL)
+
+
+def _hash(question: bytes) -> str:
+    return hashlib.sha256(question).hexdigest()
+
+
+def _named(members: Sequence[str]) -> tuple[list[str], str]:
+    """The set's sorted names, and what it is stored under."""
+    names = sorted(members)
+    if len(set(names)) < len(names):
+        raise ValueError("Expected each name once.")
+    return names, secure_sum.set_hash(names) if names else ""
 
 
 def _stored(

@@ -57,12 +57,15 @@ class JobKey:
         """The secret of the pair, 32 bytes. Raises ValueError for a point of low order."""
         return self._private.exchange(other)
 
-    def use_once(self, roster: str, round_: int, members: str) -> None:
+    def unused(self, roster: str, round_: int, members: str) -> None:
         """Raise Refusal if this key made a mask for this roster, round and set (hashes) before."""
-        mask = (roster, round_, members)
-        if mask in self._masked:
+        if (roster, round_, members) in self._masked:
             raise Refusal(RefusalCode.ROUND_ALREADY_ANSWERED)
-        self._masked.add(mask)
+
+    def use_once(self, roster: str, round_: int, members: str) -> None:
+        """Raise Refusal unless the mask is `unused`; from now on it is used."""
+        self.unused(roster, round_, members)
+        self._masked.add((roster, round_, members))
 
     def __repr__(self) -> str:
         return f"JobKey(job_id={self.job_id!r}, branch={self.share.branch!r})"
@@ -152,6 +155,11 @@ class Pairing:
     @property
     def roster_hash(self) -> str:
         return self._roster.hash
+
+    def check(self, *, round_: int, members: Sequence[str]) -> None:
+        """Raise Refusal where `mask` would, before anything is paid for."""
+        self._check(members)
+        self._own.unused(self._roster.hash, round_, set_hash(members))
 
     def mask(self, vector: npt.NDArray[np.uint64], *, round_: int, members: Sequence[str]) -> None:
         """Add this branch's masks to a contiguous uint64 vector, in place, modulo 2^64.

@@ -80,12 +80,9 @@ class Standing:
                 total += accounting.left_of(job.planned, job.charged)
         return total
 
-    def reported(self, delta: float) -> float:
-        """The PLD figure of all charges, for the customers who lost most: slow, for reports."""
-        return max(
-            accounting.pld_epsilon(accounting.repeated(events), delta) if events else 0.0
-            for events in self._events.values()
-        )
+    def charges(self) -> tuple[Mapping[bytes, int], ...]:
+        """Each population's events, encoded, with how often each was charged."""
+        return tuple(dict(events) for events in self._events.values())
 
     def _add(self, entry: Entry) -> None:
         try:

@@ -22,9 +22,11 @@ def print_answer(summary: dict[str, Any], answer: dict[str, Any], console: Conso
 
 
 def _table(table: dict[str, Any], level: float) -> Table:
-    shown = Table(
-        " x ".join(table["columns"]), "customers", f"{level:.0%} interval", "share", "interval", box=None
-    )
+    columns = [" x ".join(table["columns"]), "customers", f"{level:.0%} interval", "share", "interval"]
+    crossed = len(table["columns"]) > 1
+    if crossed:
+        columns += [f"of its {table['columns'][0]}", "interval"]
+    shown = Table(*columns, box=None)
     for group in table["groups"]:
         count, share = group["customers"], group["share"]
         shown.add_row(
@@ -33,8 +35,13 @@ def _table(table: dict[str, Any], level: float) -> Table:
             f"{count['low']:,.0f} to {count['high']:,.0f}",
             f"{share['value']:.1%}",
             f"{share['low']:.1%} to {share['high']:.1%}",
+            *_of_row(group.get("share_of_row")),
         )
     return shown
+
+
+def _of_row(share: dict[str, float] | None) -> tuple[str, ...]:
+    return (f"{share['value']:.1%}", f"{share['low']:.1%} to {share['high']:.1%}") if share else ()
 
 
 def name_of(cells: list[Any]) -> str:

@@ -147,6 +147,7 @@ class JobRun:
             "job": job.name,
             "job_id": rounds.signed.job_id,
             "kind": job.kind,
+            "purpose": job.purpose,
             "mode": job.privacy.mode,
             "colluders": job.privacy.colluders if job.privacy.mode == "secure-sum" else None,
             "epsilon": max(b.epsilon for b in rounds.branches.values()),

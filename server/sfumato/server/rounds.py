@@ -6,6 +6,7 @@ asked again of those that answered, with fresh masks and noise, and charged agai
 job ends with a reason. Whatever happens, open branches are told to close, so that no reservation is left standing.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -258,24 +259,25 @@ class Rounds:
         """This round's noisy total over all branches, float64 [length]. Raises JobFailed."""
         ask = self.plan.ask(round_)
         if self.job.privacy.mode == "secure-sum":
-            members, total = self._secure_total(round_, ask, length, body)
+            members, total = self._secure_total(round_, length, body)
+            sums = {members: total}
             privacy = self.job.privacy
             noise = SumNoise(
                 ask.noise_multiplier, self.plan.times, ask.sample_rate, len(members), privacy.colluders
             )
         else:
-            members, total = self._local_total(round_, ask, length, body)
+            sums = self._local_sums(round_, length, body)
             noise = SumNoise(ask.noise_multiplier, 1, ask.sample_rate)
         std = noise.total_std(ask.l2_sensitivity(length + self.phantom_slots), ask.max_norm)
-        if self.job.privacy.mode == "local":
-            std *= float(np.sqrt(len(members)))
-        values = fixed_point.decode(total, ask.max_norm)
-        self._check_fit(values[length:], std)
-        self.slots.append(Slots(ask, round_, members, std, values[length:]))
-        return NoisySum(values[:length], std)
+        for members, part in sums.items():
+            slots = fixed_point.decode(part[length:], ask.max_norm)
+            self._check_fit(members, slots, std)
+            self.slots.append(Slots(ask, round_, members, std, slots))
+        total = fixed_point.add(sums.values())[:length]
+        return NoisySum(fixed_point.decode(total, ask.max_norm), std * math.sqrt(len(sums)))
 
     def _secure_total(
-        self, round_: int, ask: Ask, length: int, body: Weights | None
+        self, round_: int, length: int, body: Weights | None
     ) -> tuple[tuple[str, ...], fixed_point.Ints]:
         if {n for n in self.branches if self.branches[n].key is None}:
             self._rejoin()
@@ -312,24 +314,26 @@ class Rounds:
         self._open_at([n for n, b in self.branches.items() if b.key is None])
         self._agree()
 
-    def _local_total(
-        self, round_: int, ask: Ask, length: int, body: Weights | None
-    ) -> tuple[tuple[str, ...], fixed_point.Ints]:
+    def _local_sums(
+        self, round_: int, length: int, body: Weights | None
+    ) -> dict[tuple[str, ...], fixed_point.Ints]:
+        """Each branch's own, by its name: what it left out of its noise would be lost in the total."""
         question = messages.Sum(job_id=self.signed.job_id, round=round_)
         answers = self.ask(tuple(self.branches), question, body)
         sums = self._vectors(answers, "sum", round_, length + self.phantom_slots, np.int64)
         self.sums += 1
         self._require(len(sums), f"answered round {round_}")
-        members = tuple(sorted(self.branches[n].name for n in sums))
-        return members, fixed_point.add(v.astype(np.int64, copy=False) for v in sums.values())
+        return {(self.branches[n].name,): v.astype(np.int64, copy=False) for n, v in sums.items()}
 
     @property
     def phantom_slots(self) -> int:
         return self.job.audit.empty_slots + self.job.audit.canaries
 
-    def _check_fit(self, slots: npt.NDArray[np.float64], std: float) -> None:
+    def _check_fit(self, members: tuple[str, ...], slots: npt.NDArray[np.float64], std: float) -> None:
         empty = slots[: self.job.audit.empty_slots]
         if empty.size and float(np.abs(empty).max()) > BEYOND_NOISE * std:
+            if len(members) == 1:
+                raise JobFailed(f"{members[0]} sent a sum of something else")
             raise JobFailed("the shares do not fit together: a branch sent a share of something else")
 
     def report_progress(self, event: str, round_: int, rounds: int, names: list[str] | None = None) -> None:
