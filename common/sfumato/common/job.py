@@ -236,8 +236,15 @@ def load_job(path: Path) -> ChurnNetJob | AnalysisJob:
     head = data.pop("job", None)
     if not isinstance(head, dict):
         raise BadInput(f"{path}: has no [job] table", hint="See examples/*/job.toml.")
+    kind = head.get("kind")
+    if kind not in ("churn-net", *analyses.CATALOGUE):
+        raise BadInput(
+            f"{path}: not a valid job\n  kind: Input should be one of {', '.join(('churn-net', *analyses.CATALOGUE))}",
+            hint="See docs/jobs.md for every key.",
+        )
+    model = ChurnNetJob if kind == "churn-net" else AnalysisJob
     try:
-        return ANY_JOB.validate_python({**head, **data})
+        return model.model_validate({**head, **data})
     except ValidationError as e:
         raise BadInput(
             f"{path}: not a valid job\n  {validation_lines(e)}", hint="See docs/jobs.md for every key."
