@@ -236,10 +236,10 @@ def load_job(path: Path) -> ChurnNetJob | AnalysisJob:
     head = data.pop("job", None)
     if not isinstance(head, dict):
         raise BadInput(f"{path}: has no [job] table", hint="See examples/*/job.toml.")
-    kind = head.get("kind")
-    if kind not in ("churn-net", *analyses.CATALOGUE):
+    kind, kinds = head.get("kind"), ("churn-net", *analyses.CATALOGUE)
+    if kind not in kinds:
         raise BadInput(
-            f"{path}: not a valid job\n  kind: Input should be one of {', '.join(('churn-net', *analyses.CATALOGUE))}",
+            f"{path}: not a valid job\n  kind: Input should be one of {', '.join(kinds)}",
             hint="See docs/jobs.md for every key.",
         )
     model = ChurnNetJob if kind == "churn-net" else AnalysisJob
