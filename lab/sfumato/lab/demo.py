@@ -72,7 +72,7 @@ def run(out: Path, *, customers_per_branch: int, keep: bool, console: Console) -
         out / "report.html",
         result,
         histogram,
-        portrait=answer,
+        portrait={**answer, "epsilon": portrait["epsilon"]} if answer else None,
         contract=whole.contract,
         ledger_verified=verified,
     )
@@ -121,34 +121,43 @@ def _print(summary: dict[str, Any], out: Path, console: Console) -> None:
         m = metrics[name]
         result.add_row(label, f"{m['value']:.3f}", f"{m['low']:.3f} to {m['high']:.3f}")
     console.print(result)
-    spent = Table(
-        "branch",
-        "epsilon spent",
-        "epsilon left",
-        "rounds",
-        "bytes sent",
-        box=None,
-        title="What it cost",
-        title_justify="left",
-    )
-    for b in summary["per_branch"]:
-        left = b["epsilon_remaining"]
-        spent.add_row(
-            b["name"],
-            f"{b['epsilon_spent']:.3f}",
-            "?" if left is None else f"{left:.3f}",
-            str(b["rounds_answered"]),
-            f"{b['bytes_sent']:,}",
-        )
-    console.print(spent)
+    portrait = summary["portrait"]
+    console.print(_spent([*summary["per_branch"], *portrait["per_branch"]]))
     console.print(
-        f"Guarantee: epsilon {summary['epsilon']:.2f} at delta {summary['delta']:g} for every customer."
+        f"Guarantee for every customer, at delta {summary['delta']:g}: epsilon {summary['epsilon']:.2f} for the "
+        f"model, {portrait['epsilon']:.2f} for the portrait."
     )
+    console.print(f"Audit of the running code: model {summary['audit']}, portrait {portrait['audit']}.")
     console.print(f"Never sent: {NEVER_SENT}.")
     console.print(f"Ledgers verified: {'yes' if summary['ledger_verified'] else 'NO'}.")
     console.print(
         f"{out / 'report.html'} and {out / 'summary.json'} written; {summary['seconds']:.0f} s in all."
     )
+
+
+def _spent(per_branch: list[dict[str, Any]]) -> Table:
+    """One line a branch, of its records of one job after the other."""
+    table = Table(
+        "branch",
+        "epsilon spent",
+        "epsilon left",
+        "sums",
+        "bytes sent",
+        box=None,
+        title="What both jobs cost",
+        title_justify="left",
+    )
+    for name in sorted({b["name"] for b in per_branch}):
+        records = [b for b in per_branch if b["name"] == name]
+        left = records[-1]["epsilon_remaining"]
+        table.add_row(
+            name,
+            f"{records[-1]['epsilon_spent']:.3f}",
+            "?" if left is None else f"{left:.3f}",
+            str(sum(b["rounds_answered"] for b in records)),
+            f"{sum(b['bytes_sent'] for b in records):,}",
+        )
+    return table
 
 
 METRIC_NAMES = {

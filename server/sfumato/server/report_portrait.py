@@ -14,7 +14,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from sfumato.server.report_figures import Plot
 from sfumato.server.report_svg import ACCENT, PALE, QUIET, draw, plain
-from sfumato.server.report_words import NARROW_SPACE, Estimate, number
+from sfumato.server.report_words import NARROW_SPACE, Estimate, number, rounded_up
 
 MOST_LINES, MOST_PANELS = 40, 4
 LONGEST_LIST = 8
@@ -27,6 +27,7 @@ class Portrait:
     customers: Estimate
     min_group: str
     level: str
+    epsilon: str | None  # of the job that asked, where it is another than the page's
     single: tuple[Plot, ...]
     crossed: tuple[Plot, ...]
     panels: tuple[Plot, ...]
@@ -96,7 +97,8 @@ def portrait_of(answer: Mapping[str, Any] | None) -> Portrait | None:
     pairs = [(i, t) for i, t in enumerate(tables) if len(t.columns) == 2]
     crossed = tuple(_cross(i, t) for i, t in pairs if len(t.values[1]) == 2)
     panels = tuple(_cross(i, t) for i, t in pairs if len(t.values[1]) != 2)
-    return Portrait(customers, min_group, level, single, crossed, panels)
+    epsilon = rounded_up(answer["epsilon"]) if "epsilon" in answer else None
+    return Portrait(customers, min_group, level, epsilon, single, crossed, panels)
 
 
 def _table(given: Mapping[str, Any]) -> _Table:
@@ -158,7 +160,8 @@ def _cross(place: int, table: _Table) -> Plot:
 
     of = f" {panels[0]}" if len(panels) == 1 else ""
     name, title = f"portrait-{place}", f"{_title(second)}{of and ':' + of}, by {_title(first)}"
-    more = f" {len(panels)} of {len(table.values[1])} values are drawn." if len(panels) > 1 else ""
+    left_out = 1 < len(panels) < len(table.values[1])
+    more = f" {len(panels)} of {len(table.values[1])} values are drawn." if left_out else ""
     says = f"Share among the customers of each {_title(first)}.{more} {table.notes}"
     svg = draw(name, title, f"Dot-and-whisker plot. {says}", _size(len(lines), len(panels)), paint)
     heads = (f"{first} · {second}", "Customers", "95% interval", f"Share of {first}", "95% interval")
@@ -187,7 +190,9 @@ def _whiskers(axes: Axes, lines: Sequence[tuple[int, Estimate]], most: float) ->
         for end in (e.low, e.high):
             axes.plot([end] * 2, [y - 0.16, y + 0.16], color=ACCENT, linewidth=1.4)
         axes.plot([e.value], [y], "o", color="white", markeredgecolor=ACCENT, markersize=5, zorder=4)
-        axes.text(e.high + 0.03 * most, y, e.text, va="center", color=QUIET)
+        axes.annotate(
+            e.text, (e.high, y), xytext=(6, 0), textcoords="offset points", va="center", color=QUIET
+        )
     axes.set_ylim(max((y for y, _ in lines), default=0) + 0.6, -0.6)
     axes.set_xlim(0, 1.3 * most)
     axes.set_xticks([t for t in MaxNLocator(4).tick_values(0, most) if 0 <= t <= most * 1.1])

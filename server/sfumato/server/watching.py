@@ -100,6 +100,8 @@ def watch_run(
             if last is not None:
                 break
             time.sleep(LOG_PAUSE)
+    if not console.is_terminal:
+        console.print()  # into a file, the view's last line has no end
     if last is None:
         state = control.run(run_id)
         raise JobFailed(f"run {run_id} ended without a result ({state.sub_status}): {state.details}")
