@@ -304,7 +304,7 @@ def test_an_internal_error_leaves_a_code_and_no_text(branch: Branch, monkeypatch
     def fail(*_: Any) -> None:
         raise ValueError(SECRET)
 
-    for target in ("_customers_for", "_size", "_opened"):
+    for target in ("_phantoms", "_size", "_opened"):
         with monkeypatch.context() as patched:
             patched.setattr(branch.vault, target, fail)
             answer = branch.vault.answer(codec.encode(train(job_id, 1), branch.weights))
@@ -312,6 +312,9 @@ def test_an_internal_error_leaves_a_code_and_no_text(branch: Branch, monkeypatch
         head = json.loads(answer[codec.PREFIX.size :])
         assert head == {"message": expected}
         assert SECRET.encode() not in answer
+        entry = branch.last()
+        assert (entry.kind, entry.body) == ("refuse", {"code": "internal", "question": "train"})
+        assert entry.job_id == job_id
 
 
 # --- admission -------------------------------------------------------------------------------------------

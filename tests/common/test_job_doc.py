@@ -1,6 +1,7 @@
 """docs/jobs.md names every key of a job file with its default, and its example is a job."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,17 @@ def test_the_example_is_a_job_and_sets_every_key(tmp_path: Path) -> None:
     asked = j.load_job(path)
     assert isinstance(asked, j.AnalysisJob)
     assert asked.question["columns"] == ["segment", "age", "churned"]
+
+
+def test_an_analysis_has_the_empty_slots_that_the_page_says() -> None:
+    example = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)[1]
+    asked = j.ANY_JOB.validate_python((lambda d: {**d.pop("job"), **d})(tomllib.loads(example)))
+    (shown,) = re.findall(
+        r"^\| `empty_slots` .* In a job of an analysis ([\d,]+) unless set", PAGE, re.MULTILINE
+    )
+    assert asked.audit.empty_slots == int(shown.replace(",", ""))
+    fewer = asked.model_dump() | {"audit": {"canaries": 8}}
+    assert j.ANY_JOB.validate_python(fewer).audit.empty_slots == asked.audit.empty_slots
 
 
 def test_every_key_of_a_question_has_its_line_and_its_default() -> None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,16 @@ from sfumato.client.home import BranchHome
 from sfumato.client.launch import state_file
 from sfumato.client.vault.answer import Vault
 from sfumato.client.vault.service import open_vault
-from sfumato.common.codec import decode
+from sfumato.common import messages
+from sfumato.common.codec import Vector, decode, encode
 from sfumato.common.contract import Contract, load_contract
-from sfumato.common.job import AnalysisJob, Job, load_job
+from sfumato.common.job import AnalysisJob, Job, SignedJob, load_job, sign_job
 from sfumato.common.messages import LedgerHead, ReleasedAnswer
 from sfumato.lab.federation import Federation
 from sfumato.lab.samplebank import SampleBank, generate
 from sfumato.lab.simulate import simulated_branches
 from sfumato.privacy.ledger import Ledger
+from sfumato.privacy.secure_sum import job_context
 from sfumato.server.control import RunState
 from sfumato.server.coordinator import Coordinator
 from sfumato.server.watching import Event, events
@@ -66,6 +69,41 @@ columns = [
 
 
 @dataclass
+class Opened:
+    """A job that every branch has opened, as a coordinator of any mind would hold it."""
+
+    village: "Village"
+    signed: SignedJob
+    shares: tuple[messages.KeyShare, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(s.branch for s in self.shares)
+
+    @property
+    def context(self) -> str:
+        return job_context(self.signed.job_id, self.signed.job_hash)
+
+    def ask(self, node: int, question: messages.Question, body: Vector | None = None) -> messages.Answer:
+        return decode(self.village.vaults[node].answer(encode(question, body)), "answer")[0]
+
+    def roster(self, node: int, shares: tuple[messages.KeyShare, ...] | None = None) -> messages.Answer:
+        members = self.shares if shares is None else shares
+        return self.ask(node, messages.Roster(job_id=self.signed.job_id, members=members))
+
+    def sum(self, members: tuple[str, ...], round_: int = 0, roster: str | None = None) -> messages.Sum:
+        return messages.Sum(job_id=self.signed.job_id, round=round_, members=members, roster=roster)
+
+    def charges(self, node: int) -> list[list[str]]:
+        entries = self.village.ledger(node).entries("charge", job_id=self.signed.job_id)
+        return [e.body["members"] for e in entries]
+
+    def last_refusal(self, node: int) -> tuple[str, str | None]:
+        entry = self.village.ledger(node).entries("refuse")[-1]
+        return entry.body["code"], entry.job_id
+
+
+@dataclass
 class Village:
     """Branches of real vaults in this process, and who signs for them. `truth` is what nobody else may know."""
 
@@ -96,6 +134,24 @@ class Village:
 
     def ledger(self, node: int) -> Ledger:
         return Ledger.read(self.homes[node - 1].ledger)
+
+    def opened(self, job: Any = None) -> Opened:
+        signed = sign_job(job or self.job(), self.contract, self.key, valid_for=timedelta(hours=1))
+        shares = []
+        for vault in self.vaults.values():
+            frame = encode(messages.OpenJob(signed_job=signed))
+            message, _ = decode(vault.answer(frame), "answer")
+            assert isinstance(message, messages.JobOpened) and message.key is not None, message
+            shares.append(message.key)
+        return Opened(self, signed, tuple(sorted(shares, key=lambda s: s.branch)))
+
+    def agreed(self, job: Any = None) -> tuple[Opened, str]:
+        """Opened, and every branch has everyone's keys. Also the roster's hash."""
+        made = self.opened(job)
+        answers = [made.roster(n) for n in self.vaults]
+        assert all(isinstance(a, messages.RosterAccepted) for a in answers), answers
+        (roster,) = {a.roster for a in answers}
+        return made, roster
 
     def restart(self, node: int) -> None:
         home = self.homes[node - 1]

@@ -74,18 +74,29 @@ class SecureSums:
             keys.pairings[roster.hash] = Pairing(keys.own, roster), roster.names
         return roster.hash
 
-    def mask(self, question: messages.Sum, job: Job) -> Mask:
-        """What hides this round's share from all but the whole set. Raises Refusal."""
+    def check_set(self, question: messages.Sum, job: Job) -> None:
+        """What a set must be whatever the roster: large enough, in order, and with this branch. Raises Refusal."""
+        members = question.members
+        if len(set(members)) < self._smallest(job):
+            raise Refusal(RefusalCode.SET_TOO_SMALL)
+        if list(members) != sorted(set(members)) or self._branch not in members:
+            raise Refusal(RefusalCode.BAD_ROSTER)
+
+    def mask(self, question: messages.Sum) -> Mask:
+        """What hides this round's share from all but the whole set, checked. Raises Refusal.
+
+        A mask is made once: where it was, and the answer was lost on its way to the disk, this branch has no share
+        of that round and set any more.
+        """
         keys = self._jobs.get(question.job_id)
         found = keys.pairings.get(question.roster or "") if keys else None
         if found is None:
             raise Refusal(RefusalCode.UNKNOWN_ROSTER)
         pairing, names = found
         members = question.members
-        if len(set(members)) < self._smallest(job):
-            raise Refusal(RefusalCode.SET_TOO_SMALL)
-        if list(members) != sorted(set(members)) or not {self._branch} <= set(members) <= set(names):
+        if not set(members) <= set(names):
             raise Refusal(RefusalCode.BAD_ROSTER)
+        pairing.check(round_=question.round, members=members)
 
         def mask(vector: npt.NDArray[np.uint64]) -> None:
             pairing.mask(vector, round_=question.round, members=members)
