@@ -58,9 +58,8 @@ class Spending:
     delta: float
     spent: float
     reserved: float
-    charges: tuple[Mapping[bytes, int], ...] = field(
-        repr=False
-    )  # a population's events, encoded, each counted
+    # Of each population: its events, encoded, and how often each was charged.
+    charges: tuple[Mapping[bytes, int], ...] = field(repr=False)
 
     @property
     def reported(self) -> float:
