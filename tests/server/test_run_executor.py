@@ -20,7 +20,7 @@ from sfumato.common.contract import Contract
 from sfumato.common.errors import Unavailable
 from sfumato.common.flower_tasks import Runtime
 from sfumato.common.job import Federation as JobFederation
-from sfumato.common.job import Job, Privacy, sign_job
+from sfumato.common.job import ChurnNetJob, TrainingPrivacy, sign_job
 from sfumato.common.processes import free_ports
 from sfumato.server.exchange import MessageExchange
 from sfumato.server.executor import run_tasks
@@ -28,12 +28,12 @@ from sfumato.server.run_grid import RunGrid
 
 pytestmark = pytest.mark.slow
 
-JOB = Job(
+JOB = ChurnNetJob(
     name="waits",
     kind="churn-net",
     purpose="a job for the tests",
     contract="small",
-    privacy=Privacy(target_epsilon=1.0),
+    privacy=TrainingPrivacy(target_epsilon=1.0),
     federation=JobFederation(min_branches=2),
 )
 CONTRACT = Contract.model_validate(
