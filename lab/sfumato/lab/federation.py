@@ -115,7 +115,7 @@ class Federation:
         write_new(branch.path / "passphrase", passphrase.encode())
         self.home.enrol(branch.path / "enrolment.json")
         register_branches(self.home, self.control)
-        _ingest_all(branch, folder, passphrase)
+        ingest_all(branch, folder, passphrase)
         self.branches[name] = branch
         self._pin_everywhere()
         if start:
@@ -178,7 +178,8 @@ class Federation:
             Ledger.read(branch.ledger).verify(LedgerHead.model_validate(kept[name]))
 
 
-def _ingest_all(branch: BranchHome, folder: Path, passphrase: str) -> None:
+def ingest_all(branch: BranchHome, folder: Path, passphrase: str) -> None:
+    """`branch ingest` of each table's file in `folder`. Raises BadInput."""
     keyring = branch.open_keyring(passphrase)
     ledger = branch.open_ledger(keyring)
     contract = branch.contract()
