@@ -126,6 +126,7 @@ def render_report(
             refused=[_refusal(r) for r in _dicts(result.get("refused"))],
             privacy=_privacy(result, contract),
             ledger_verified=ledger_verified,
+            audit=result.get("audit"),
             never_sent=NEVER_SENT,
             personal=_personal_columns(contract),
             plots=_plots(curves, metrics, branches, words),
