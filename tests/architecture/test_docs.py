@@ -162,6 +162,13 @@ def test_every_quoted_make_target_exists() -> None:
     assert quoted - targets == set()
 
 
+def test_the_architecture_names_every_file_of_privacy() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(?:[\w/]*/)?(\w+)(?:\.py)?`", text))
+    files = {p.stem for p in (ROOT / "privacy" / "sfumato" / "privacy").glob("[a-z]*.py")}
+    assert len(files) > 20 and files - named == set()
+
+
 # --- what must not stand in a committed file ---------------------------------------------------------------
 
 MACHINE_PATH = re.compile(r"(?<![\w.~/])/(?:root|work|home/\w+|Users/\w+)/[\w.]")
