@@ -14,8 +14,8 @@ from sfumato.common import analyses, codec, messages
 from sfumato.common.analyses.analysis import NoisySum
 from sfumato.common.job import sign_job
 from sfumato.lab.in_process import Answerer, InProcessExchange
+from sfumato.server.conversation import JobFailed
 from sfumato.server.job_run import JobOutcome, JobRun
-from sfumato.server.rounds import JobFailed
 
 pytestmark = pytest.mark.slow
 

@@ -17,8 +17,8 @@ from sfumato.common.errors import RefusalCode
 from sfumato.common.job import ChurnNetJob, sign_job
 from sfumato.lab.in_process import Answerer, InProcessExchange, run_in_process
 from sfumato.privacy.secure_sum import JobKey, job_context
+from sfumato.server.conversation import JobFailed
 from sfumato.server.job_run import JobOutcome, JobRun
-from sfumato.server.rounds import JobFailed
 
 pytestmark = pytest.mark.slow
 

@@ -16,9 +16,9 @@ from sfumato.common.errors import RefusalCode
 from sfumato.common.job import Audit, load_job, sign_job
 from sfumato.common.learners import churn_net
 from sfumato.common.notes import Checkpoint, branch_origin, sign_checkpoint
+from sfumato.server.conversation import Enrolled, JobFailed
 from sfumato.server.exchange import Gathered
 from sfumato.server.job_run import JobRun
-from sfumato.server.rounds import Enrolled, JobFailed
 from sfumato.server.training import federated_average
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "churn_modelling"

@@ -19,8 +19,8 @@ from sfumato.common.bundle import build_bundle
 from sfumato.common.contract import Contract
 from sfumato.common.errors import Unavailable
 from sfumato.common.flower_tasks import Runtime
-from sfumato.common.job import Federation as JobFederation
 from sfumato.common.job import ChurnNetJob, TrainingPrivacy, sign_job
+from sfumato.common.job import Federation as JobFederation
 from sfumato.common.processes import free_ports
 from sfumato.server.exchange import MessageExchange
 from sfumato.server.executor import run_tasks

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from sfumato.server import watching
-from sfumato.server.rounds import JobFailed
+from sfumato.server.conversation import JobFailed
 
 ROUND = {
     "event": "round",

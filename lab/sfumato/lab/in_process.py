@@ -13,9 +13,9 @@ from sfumato.client.vault.service import open_vault
 from sfumato.common.contract import Contract
 from sfumato.common.errors import Unavailable
 from sfumato.common.job import AnalysisJob, ChurnNetJob, sign_job
+from sfumato.server.conversation import Report
 from sfumato.server.exchange import GONE, Gathered
 from sfumato.server.job_run import JobOutcome, JobRun
-from sfumato.server.rounds import Report
 
 Answerer = Callable[[bytes], bytes | None]
 

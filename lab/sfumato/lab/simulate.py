@@ -44,9 +44,9 @@ from sfumato.common.private_files import write_new
 from sfumato.lab.partition import NumberedSource, split
 from sfumato.privacy.keys import EphemeralKeys, Keyring, PassphraseKeyProvider
 from sfumato.privacy.ledger import Ledger
+from sfumato.server.conversation import Report
 from sfumato.server.exchange import MessageExchange
 from sfumato.server.job_run import JobOutcome, JobRun
-from sfumato.server.rounds import Report
 
 BUDGET_FACTOR = 2.0  # the simulated branches' budget, in jobs: a second job would still be admitted
 

@@ -17,8 +17,9 @@ from sfumato.common.errors import BadInput, SfumatoError
 from sfumato.common.job import AnalysisJob, ChurnNetJob, SignedJob
 from sfumato.privacy import audit
 from sfumato.privacy.phantoms import Phantoms
+from sfumato.server.conversation import Enrolled, JobFailed, Report, Weights
 from sfumato.server.exchange import Exchange
-from sfumato.server.rounds import Enrolled, JobFailed, Report, Rounds, Weights
+from sfumato.server.rounds import Rounds
 from sfumato.server.training import Trained, train
 
 

@@ -14,11 +14,12 @@ from sfumato.common.job import SignedJob
 from sfumato.common.notes import Checkpoint, SignedNote
 from sfumato.privacy import audit
 from sfumato.privacy.ledger import Ledger
+from sfumato.server.conversation import Enrolled, Report
 from sfumato.server.exchange import Exchange
 from sfumato.server.home import Branch
 from sfumato.server.job_run import ClaimContradicted, JobOutcome, JobRun
 from sfumato.server.ledger import CosignedCheckpoint, record_branch, record_end, record_start
-from sfumato.server.rounds import Enrolled, Report, Rounds
+from sfumato.server.rounds import Rounds
 from sfumato.server.run_files import (
     left_open,
     note_closed,

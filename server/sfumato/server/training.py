@@ -17,7 +17,8 @@ from sfumato.common.job import ChurnNetJob, Training
 from sfumato.common.learners import churn_net
 from sfumato.privacy.dpsgd import MOMENTUM
 from sfumato.privacy.plan import Ask
-from sfumato.server.rounds import Rounds, Slots, Weights
+from sfumato.server.conversation import Weights
+from sfumato.server.rounds import Rounds, Slots
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from sfumato.server.control import ControlClient
-from sfumato.server.rounds import JobFailed
+from sfumato.server.conversation import JobFailed
 
 Event = dict[str, Any]
 LOG_ATTEMPTS, LOG_PAUSE = 8, 0.25  # seconds
