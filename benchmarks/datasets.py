@@ -1,4 +1,4 @@
-"""The six benchmark sets: where they lie beside the project, their example, their natural branches."""
+"""The benchmark sets: where they lie beside the project, their example, their natural branches."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +13,15 @@ DATA = ROOT.parent / "shared" / "data"
 
 @dataclass(frozen=True)
 class Dataset:
-    """`branch_column` None: four branches at random. `floor` is the AUC to reach at epsilon 2, if one is set."""
+    """`branch_column` None: four branches at random. `floor` is the AUC to reach at epsilon 2, if one is set.
+    `row_number_as` names the id of a file that has none."""
 
     name: str
     file: str
     branch_column: str | None = None
     min_branch_size: int = 1
     floor: float | None = None
+    row_number_as: str | None = None
 
     @property
     def path(self) -> Path:
@@ -43,6 +45,7 @@ DATASETS = (
     Dataset("churn_modelling", "churn_modelling.parquet", "Geography"),
     Dataset("bank_branch_churn", "bank_branch_churn.parquet", "city", 500),
     Dataset("cell2cell", "cell2cell.parquet", "Region", 500),
+    Dataset("adult", "adult.parquet", row_number_as="row"),
 )
 
 

@@ -1,4 +1,4 @@
-"""How accurate is the churn net at epsilon 2, on six real data sets? Runs `sfumato simulate` on each.
+"""How accurate is the churn net at epsilon 2, on seven real data sets? Runs `sfumato simulate` on each.
 
 The data lie beside the project (../shared/data) and are never copied; without them nothing is measured.
 Floors are those of the first issue: local DP-SGD, contract-bound features, four branches or the natural ones.
@@ -37,6 +37,8 @@ def measure(dataset: Dataset, runs: int) -> dict[str, object]:
                 str(dataset.example / "job.toml"),
             ]
             command += ["--contract", str(dataset.example / "contract.toml"), "--data", str(dataset.path)]
+            if dataset.row_number_as is not None:
+                command += ["--row-number-as", dataset.row_number_as]
             command += [*split(dataset), "--json", str(out), *(["--ceiling"] if run == 0 else [])]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             results.append(json.loads(out.read_text()))
