@@ -211,6 +211,13 @@ class Door:
             transaction.store_answer(job_id, round_, what, question_hash, frame, set_hash)
         return Released(vector, frame, seal=_SEAL)
 
+    def last_round(self, job_id: str) -> int:
+        """The highest round that an open job was charged for; 0 if none."""
+        with self._ledger.exclusive() as transaction:
+            self._standing.follow(transaction)
+        job = self._standing.jobs.get(job_id)
+        return max((round_ for round_, _ in job.sets), default=0) if job else 0
+
     # --- the account -------------------------------------------------------------------------------------
 
     def spending(self) -> Spending:

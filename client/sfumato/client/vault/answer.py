@@ -77,6 +77,7 @@ class Vault:
         self._approved = approved
         self._now = now
         self._rng = SecureRandom()
+        self._jobs: dict[str, tuple[ChurnNetJob | AnalysisJob, Plan]] = {}  # the one at hand
         self._data = WarmData(store, contract, keyring)
         self._contributing = Contributing(contract, self._data, self._rng)
         self._witness = Witness(ledger, coordinator, now=now) if coordinator else None
@@ -192,11 +193,13 @@ class Vault:
         )
 
     def _opened(self, job_id: str) -> tuple[ChurnNetJob | AnalysisJob, Plan]:
-        reserved = self._ledger.entries("reserve", job_id=job_id)
-        if not reserved:
-            raise Refusal(RefusalCode.UNKNOWN_JOB)
-        job = ANY_JOB.validate_python(reserved[0].body["job"])
-        return job, Plan.of(job, self._contract)
+        if job_id not in self._jobs:
+            reserved = self._ledger.entries("reserve", job_id=job_id)
+            if not reserved:
+                raise Refusal(RefusalCode.UNKNOWN_JOB)
+            job = ANY_JOB.validate_python(reserved[0].body["job"])
+            self._jobs = {job_id: (job, Plan.of(job, self._contract))}  # a reservation never changes
+        return self._jobs[job_id]
 
     # --- secure sums, and sums with all the noise of one branch ------------------------------------------
 
@@ -254,8 +257,7 @@ class Vault:
 
     def _check_order(self, job_id: str, round_: int) -> None:
         """Never back; the last round may be asked again (the door says of whom)."""
-        charges = self._ledger.entries("charge", job_id=job_id)
-        if round_ < max((e.body["round"] for e in charges), default=0):
+        if round_ < self.door.last_round(job_id):
             raise Refusal(RefusalCode.ROUND_OUT_OF_ORDER)
 
     def _phantoms(self, job_id: str, job: Job) -> Phantoms:
