@@ -268,7 +268,7 @@ class Small:
     def assert_nothing_uncharged(self, result: dict[str, Any] | None = None) -> None:
         """Every stored answer has its charge, of the same event, before it; every chain and kept head verifies.
 
-        With the result of a run: the coordinator got no more weights of a branch than it was charged for.
+        With the result of a run: the coordinator got no more weights or shares of a branch than it was charged for.
         """
         heads = {b["name"]: b["ledger_head"] for b in (result or {}).get("per_branch", ())}
         for name, home in self.whole.branches.items():
@@ -287,7 +287,8 @@ class Small:
                 assert message.ledger.size > charge.seq
             for branch in (result or {}).get("per_branch", ()):
                 if branch["name"] == name:
-                    paid = [k for k in charges if k[0] == result["job_id"] and k[2] == "weights"]
+                    rounds = ("weights", "share", "sum")
+                    paid = [k for k in charges if k[0] == result["job_id"] and k[2] in rounds]
                     assert branch["rounds_answered"] <= len(paid)
 
     def answers(self, branch: str) -> list[tuple[str, int, str, str, bytes]]:

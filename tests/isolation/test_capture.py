@@ -2,7 +2,8 @@
 
 TLS hides what crosses, so relays with certificates of the coordinator's own CA stand between the couriers and
 the coordinator and write down the plain text, both ways. The vault's unix socket is tapped too. While jobs run
-(by session, by messages, refused), files outside the vaults are copied whenever they change.
+(of local training and of secure sums, by session, by messages, refused), files outside the vaults are copied
+whenever they change.
 """
 
 import asyncio
@@ -41,7 +42,7 @@ from sfumato.lab.samplebank import SampleBank, planted_pii
 from sfumato.server.certificates import KeyedCertificate, new_server_certificate
 from sfumato.server.home import CoordinatorHome
 from sfumato.server.report import write_report
-from sfumato.server.run_files import read_histogram, run_directory
+from sfumato.server.run_files import read_answer, read_histogram, run_directory
 
 PREFIX = 6  # bytes; every planted string is at least as long, in every encoding
 
@@ -272,6 +273,7 @@ class Captured:
     files: Snapshots
     results: dict[str, dict]
     weights: bytes
+    summed: bytes
     leak: Recording
     leaked: list[str]
 
@@ -290,6 +292,21 @@ def small(job: Job, travel: str, rounds: int, epsilon: float = 1.0) -> Job:
             "federation": job.federation.model_copy(update={"travel": travel}),
         }
     )
+
+
+def secure(job: Job, rounds: int) -> Job:
+    return job.model_copy(
+        update={
+            "name": "capture-secure",
+            "privacy": job.privacy.model_copy(update={"target_epsilon": 1.0}),
+            "training": job.training.model_copy(update={"rounds": rounds}),
+        }
+    )
+
+
+def by_messages(job: Job) -> Job:
+    federation = job.federation.model_copy(update={"travel": "messages"})
+    return job.model_copy(update={"name": "capture-portrait", "federation": federation})
 
 
 def run_job(federation: Federation, job: Job) -> tuple[int, dict]:
@@ -335,10 +352,16 @@ def captured(bank: SampleBank) -> Iterator[Captured]:
             model = load_file(run_directory(home, run_id) / "model.safetensors")["weights"]
             _, results["messages"] = run_job(federation, small(job, "messages", 1))
             _, results["refused"] = run_job(federation, small(job, "session", 1, epsilon=5.0))
+            by_sums, results["secure"] = run_job(federation, secure(load_job(bank.secure_job), rounds=2))
+            summed = load_file(run_directory(home, by_sums) / "model.safetensors")["weights"]
+            drawn, results["portrait"] = run_job(federation, by_messages(load_job(bank.profile)))
+            portrait = read_answer(run_directory(home, drawn))
+            assert portrait is not None
             write_report(
                 root / "report.html",
                 results["session"],
                 read_histogram(run_directory(home, run_id)),
+                portrait=portrait,
                 contract=federation.contract,
             )
             leak = leak_on_purpose(taps, home, *planted[:2])
@@ -352,6 +375,7 @@ def captured(bank: SampleBank) -> Iterator[Captured]:
             files=files,
             results=results,
             weights=model.astype("<f4").tobytes(),
+            summed=summed.astype("<f4").tobytes(),
             leak=leak,
             leaked=planted[:2],
         )
@@ -424,8 +448,10 @@ def test_the_capture_holds_the_traffic(captured: Captured) -> None:
     assert answers.count(MAGIC) > 3 * 5
     assert questions.count(b'"type":"train"') == 3 * 2
     assert answers.count(b"over-job-limit") == vault_answers.count(b"over-job-limit") == 3
+    assert_holds_secure_sums(captured)
     names = {path.name for path, *_ in captured.files.versions}
     assert {"superlink.db", "courier.log", "result.json", "report.html", "model.safetensors"} <= names
+    assert {"answer.json", "audit.json", "checkpoint"} <= names
     assert not any("vault" in path.parts for path, *_ in captured.files.versions)
     print(
         f"superlink {sum(map(len, captured.superlink.plain())):,} bytes,"
@@ -434,6 +460,29 @@ def test_the_capture_holds_the_traffic(captured: Captured) -> None:
         f" {len(captured.files.versions)} file versions {sum(map(len, captured.files.versions.values())):,},"
         f" {len(captured.scanner.strings)} strings"
     )
+
+
+def assert_holds_secure_sums(captured: Captured) -> None:
+    """A net's by session, a portrait's by message: keys, rosters, shares, the coins at the end, cosignatures."""
+    for job in ("secure", "portrait"):
+        assert captured.results[job]["state"] == "finished", captured.results[job]
+    questions = b"".join(captured.session.payloads("down"))
+    answers = b"".join(captured.session.payloads("up"))
+    vault_answers = b"".join(captured.vaults.plain("down"))
+    asked, by_message = (b"".join(captured.superlink.plain(way)) for way in ("down", "up"))
+    assert captured.summed in questions, "the final model went out to be evaluated"
+    for mark, in_net, in_portrait in (
+        (b'"what":"share"', 3 * (1 + 2 + 1), 3),
+        (b'"type":"roster-accepted"', 3, 3),
+        (b'"x25519":', 3, 3),
+    ):
+        assert answers.count(mark) == in_net, mark
+        assert by_message.count(mark) >= in_portrait, mark
+        assert vault_answers.count(mark) == in_net + in_portrait, mark
+    for mark in (b'"type":"job-closed"', b'"type":"cosigned"'):
+        assert vault_answers.count(mark) == 3 * 4, "of three branches; one of five jobs was not opened"
+    for mark in (b'"type":"roster"', b'"type":"sum"', b'"type":"cosign"'):
+        assert questions.count(mark) >= 3 and asked.count(mark) >= 3, mark
 
 
 @pytest.mark.slow
