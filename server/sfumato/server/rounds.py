@@ -30,6 +30,7 @@ from sfumato.server.exchange import Exchange
 
 GIVE_BACK_SECONDS = 30.0
 AWAY = RefusalCode.VAULT_UNREACHABLE
+REJOIN_TRIES = 10
 BEYOND_NOISE = 50.0  # standard deviations: an empty slot there is no noise, but masks that do not cancel
 
 
@@ -93,6 +94,7 @@ class Rounds(Conversation):
         self._join_timeout = join_timeout
         self._left_open = tuple(left_open)
         self._set: set[int] = set()  # nodes whose masks will cancel
+        self._away: dict[int, int] = {}  # nodes whose vaults may come back, and how often to try yet
         self._roster: str | None = None
         self._repeats = 0
 
@@ -111,7 +113,7 @@ class Rounds(Conversation):
         self.open_at = sorted(self._name(n) for n in nodes if n not in clear)
         self._require(len(self.branches), "opened the job")
         if self.job.privacy.mode == "secure-sum":
-            self._agree()
+            self._agree(self.branches)
 
     def _open_at(self, nodes: Iterable[int]) -> Mapping[int, tuple[messages.Answer, codec.Vector | None]]:
         answers = self.ask(nodes, messages.OpenJob(signed_job=self.signed))
@@ -124,9 +126,9 @@ class Rounds(Conversation):
                 self.report({"event": "opened", "branch": message.branch, "epsilon": message.epsilon})
         return answers
 
-    def _agree(self) -> None:
-        """Hand everyone everyone's signed key; who accepts all of them is in the set."""
-        shares = {n: b.key for n, b in self.branches.items() if b.key is not None}
+    def _agree(self, nodes: Iterable[int]) -> None:
+        """Hand these branches one another's signed keys; who accepts all of them is in the set."""
+        shares = {n: key for n in nodes if (key := self.branches[n].key) is not None}
         members = tuple(sorted(shares.values(), key=lambda s: s.branch))
         self._require(len(members), "gave a key for secure sums")
         self._roster = roster_hash(members)
@@ -219,8 +221,7 @@ class Rounds(Conversation):
     def _secure_total(
         self, round_: int, length: int, body: Weights | None
     ) -> tuple[tuple[str, ...], fixed_point.Ints]:
-        if {n for n in self.branches if self.branches[n].key is None}:
-            self._rejoin()
+        self._rejoin()
         while True:
             members = tuple(sorted(self.branches[n].name for n in self._set))
             self._require(len(members), f"are left for round {round_}")
@@ -235,8 +236,8 @@ class Rounds(Conversation):
                 return members, fixed_point.add(v.astype(np.int64, copy=False) for v in shares.values())
             for node in lost:
                 answer = answers.get(node, (None, None))[0]
-                if isinstance(answer, messages.Refused) and answer.code is RefusalCode.UNKNOWN_ROSTER:
-                    self.branches[node].key = None  # its vault restarted: it may come back with a new one
+                if isinstance(answer, messages.Refused) and answer.code in (RefusalCode.UNKNOWN_ROSTER, AWAY):
+                    self._away[node] = REJOIN_TRIES  # its vault restarts: it may come back with a new key
             self._set -= lost
             self._ask_again(round_, sorted(self._name(n) for n in lost))
 
@@ -250,9 +251,18 @@ class Rounds(Conversation):
             )
 
     def _rejoin(self) -> None:
-        """A vault that restarted has forgotten its key: it opens the job again and all agree on a new roster."""
-        self._open_at([n for n, b in self.branches.items() if b.key is None])
-        self._agree()
+        """A vault that restarted has forgotten its key: it opens the job again and all agree on a new roster.
+
+        Only branches whose courier answered are tried, for some rounds; one that is gone would cost a timeout.
+        """
+        if not self._away:
+            return
+        self._away = {n: tries - 1 for n, tries in self._away.items() if tries}
+        answers = self._open_at(tuple(self._away))
+        back = {n for n in self._away if isinstance(answers.get(n, (None,))[0], messages.JobOpened)}
+        if back:
+            self._away = {n: tries for n, tries in self._away.items() if n not in back}
+            self._agree(self._set | back)
 
     def _local_sums(
         self, round_: int, length: int, body: Weights | None
