@@ -371,10 +371,15 @@ def test_a_mask_is_used_once() -> None:
     """Two vectors under one mask give away their difference. The key remembers, even if the roster comes again."""
     ring = Ring(4)
     pairing, vector = ring.pairing("b000"), np.zeros(3, dtype=np.uint64)
+    for _ in range(2):
+        pairing.check(round_=1, members=ring.names)  # to ask is not to use
     pairing.mask(vector, round_=1, members=ring.names)
     for again in (pairing, ring.pairing("b000")):
         with pytest.raises(Refusal) as refusal:
             again.mask(vector, round_=1, members=ring.names)
+        assert refusal.value.code == RefusalCode.ROUND_ALREADY_ANSWERED
+        with pytest.raises(Refusal) as refusal:
+            again.check(round_=1, members=ring.names)
         assert refusal.value.code == RefusalCode.ROUND_ALREADY_ANSWERED
     pairing.mask(vector, round_=1, members=ring.names[:3])
     pairing.mask(vector, round_=2, members=ring.names)

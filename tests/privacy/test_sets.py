@@ -93,6 +93,36 @@ def test_a_replay_gets_the_same_bytes_without_a_draw_or_a_charge(ledger: Ledger)
     assert len(share.drawn) == len(ledger.entries("charge")) == 2
 
 
+def test_what_was_answered_can_be_asked_for_beforehand_also_when_the_job_is_closed(ledger: Ledger) -> None:
+    door = opened(ledger)
+
+    def answered(members: Sequence[str], question: bytes = b"q", round_: int = 1) -> Released | None:
+        return Door(ledger).answered(
+            job_id=JOB, round_=round_, what="share", question=question, members=members
+        )
+
+    assert answered(ALL) is None
+    first = ask(door, ALL)
+    entries = len(ledger.entries())
+    again = answered(tuple(reversed(ALL)))
+    assert again is not None and again.frame == first.frame
+    assert answered(ALL[:3]) is None, "would be a new release"
+    for members, question, code in (
+        (ALL, b"another", RefusalCode.ROUND_ALREADY_ANSWERED),
+        ((*ALL, "zenith"), b"q", RefusalCode.SET_NOT_SMALLER),
+    ):
+        with pytest.raises(Refusal) as refusal:
+            answered(members, question)
+        assert refusal.value.code is code
+    assert len(ledger.entries()) == entries
+    door.close(JOB)
+    again = answered(ALL)
+    assert again is not None and again.frame == first.frame
+    with pytest.raises(Refusal) as refusal:
+        answered(ALL, round_=2)
+    assert refusal.value.code is RefusalCode.JOB_CLOSED
+
+
 @pytest.mark.parametrize(
     "other",
     [
