@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -70,3 +71,11 @@ def test_vault_and_courier_import_without_the_coordinator(installed: Path) -> No
     )
     path = f"{installed}:{sysconfig.get_paths()['purelib']}"
     subprocess.run([sys.executable, "-S", "-c", code, path], check=True, cwd=installed)
+
+
+def test_one_version_everywhere() -> None:
+    """The bundle's hash is what tells another release's coordinator apart: it must change with every release."""
+    files = ("pyproject.toml", "deploy/branch/pyproject.toml", "common/sfumato/common/bundle/pyproject.toml")
+    versions = {f: tomllib.loads((ROOT / f).read_text())["project"]["version"] for f in files}
+    assert len(set(versions.values())) == 1, versions
+    assert f"## {versions['pyproject.toml']}" in (ROOT / "CHANGELOG.md").read_text()
