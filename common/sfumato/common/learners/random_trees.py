@@ -1,0 +1,314 @@
+"""Boosted random trees: an accurate model from few sums, made of trees whose shape looks at no gradient.
+
+Question       A schema (bins with noisy counts by label, learners.schema) and how many rounds of how many trees.
+Contribution   At the model so far a customer has probability p, gradient g = p - y and curvature h = p (1 - p); they
+               add (g, 3 h) to the one leaf of each new tree that they fall into. Since h = |g| (1 - |g|),
+               g^2 + 9 h^2 <= 1: over k trees the l2 norm is at most sqrt(k), and the curvature costs nothing.
+Reading        Leaf totals (G, H) with noise of std s become -G / (H + lambda + (1 + s^2 / H) / tau^2): a Newton step
+               under a Gaussian prior of std tau, so a leaf that the noise drowns stays near zero. A round adds the
+               mean of its trees' steps.
+
+A tree is a grid of at most eight leaves: three features cut in two, two features cut in four and two, or one cut in
+eight, which learns what a feature does by itself. Features are drawn in proportion to a power of their
+noisy gain in the schema's counts, with a uniform floor; cuts are drawn evenly. Nothing is asked twice: the
+schema's counts by label stand in for a guide sum. After Maddock et al. 2022 (arXiv 2210.02910): random splits,
+batches of trees between two sums.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import log, prod, sqrt
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+
+from sfumato.common.analyses.analysis import NoisySum
+from sfumato.common.contract import Contract
+from sfumato.common.contributions import Rows
+from sfumato.common.errors import BadInput
+from sfumato.common.learners.bins import Column, Schema
+from sfumato.common.learners.schema import label_codes
+
+LEAVES = 8
+SHAPES = ((7,), (1, 1, 1), (3, 1))  # how many cuts each feature of a tree gets
+_FEATURES, _CUTS = 3, 7
+_SHAPE_NUMBERS = 1 + _FEATURES + _CUTS  # a tree's shape as float32; its leaves follow once they are known
+CURVATURE = 3.0
+LARGEST_STEP = 1e3
+STEEPEST = 30.0  # log-odds beyond it are as good as certain
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+Asked = npt.NDArray[np.float32]
+
+
+class Question(BaseModel):
+    """How much to ask. `interplay` is the share of trees that cut more than one feature; `power` and `floor` say
+    how strongly noisy gains guide the draw, `tau` and `ridge` how far noise shrinks a step."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    seed: int = Field(default=0, ge=0)
+    rounds: int = Field(default=40, ge=1, le=500)
+    trees: int = Field(default=12, ge=1, le=64)
+    interplay: float = Field(default=0.6, ge=0, le=1)
+    rate: float = Field(default=1.0, gt=0, le=10)
+    tau: float = Field(default=1.0, gt=0)
+    ridge: float = Field(default=1.0, ge=0)
+    power: float = Field(default=0.8, ge=0)
+    floor: float = Field(default=0.15, ge=0, le=1)
+
+
+class Tree(BaseModel):
+    """A grid: feature i is cut below the codes cuts[i] (ascending), the last feature's cell varies fastest."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    features: tuple[int, ...] = Field(min_length=1, max_length=_FEATURES)
+    cuts: tuple[tuple[int, ...], ...]
+    steps: tuple[FiniteFloat, ...] = ()
+
+    @model_validator(mode="after")
+    def _coherent(self) -> Self:
+        if tuple(map(len, self.cuts)) not in SHAPES or len(self.cuts) != len(self.features):
+            raise ValueError("a tree has one of the shapes, and cuts for each feature")
+        if any(list(c) != sorted(c) for c in self.cuts):
+            raise ValueError("a tree's cuts ascend")
+        if len(self.steps) not in (0, LEAVES) or any(abs(s) > LARGEST_STEP for s in self.steps):
+            raise ValueError(f"a tree has {LEAVES} steps of at most {LARGEST_STEP:g}, or none yet")
+        return self
+
+    def leaves(self, codes: Ints) -> Ints:
+        """The leaf of each customer, int64 [n] in [0, LEAVES), from codes [n, F]."""
+        leaf = np.zeros(len(codes), dtype=np.int64)
+        for feature, cuts in zip(self.features, self.cuts, strict=True):
+            table = np.searchsorted(cuts, np.arange(max(cuts) + 1), side="right")
+            leaf = leaf * (len(cuts) + 1) + table[np.minimum(codes[:, feature], max(cuts))]
+        return leaf
+
+
+class Forest(BaseModel):
+    """A model: `base` log-odds, and trees whose steps add up. JSON and back without loss."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    base: FiniteFloat
+    trees: tuple[Tree, ...] = ()
+
+    def logits(self, codes: Ints) -> Floats:
+        """Log-odds, float64 [n], within +-STEEPEST. Inside a vault only: one of these is one customer's."""
+        margin = np.full(len(codes), self.base)
+        for tree in self.trees:
+            margin += np.array(tree.steps)[tree.leaves(codes)]
+        return np.asarray(margin.clip(-STEEPEST, STEEPEST))
+
+
+@dataclass(frozen=True)
+class RandomTrees:
+    """The rounds of one forest. Raises BadInput on a schema of another contract, or one without counts by label."""
+
+    schema: Schema
+    contract: Contract
+    question: Question = Question()  # noqa: RUF009 - frozen
+
+    def __post_init__(self) -> None:
+        self.schema.require(self.contract)
+        if self.schema.label is None or self.schema.positives is None:
+            raise BadInput(
+                f"the schema of contract {self.contract.name!r} has no counts by label",
+                hint="Give the contract a label and run the schema round again.",
+            )
+        if max(self.schema.cardinalities) < 2:
+            raise BadInput("no feature has two bins, so there is nothing to cut")
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        return (1 / self.question.rounds,) * self.question.rounds
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        assert self.schema.label is not None
+        return (*(c.name for c in self.schema.columns), self.schema.label)
+
+    def max_norm(self, round_: int) -> float:
+        return sqrt(self.question.trees)
+
+    def length(self, round_: int) -> int:
+        return 2 * LEAVES * self.question.trees
+
+    # --- at the coordinator ------------------------------------------------------------------------------
+
+    def ask(self, round_: int, totals: list[NoisySum]) -> Asked:
+        """The model so far, then this round's new trees without steps."""
+        return encode(self.forest(totals[:round_]), self.trees(round_))
+
+    def forest(self, totals: list[NoisySum]) -> Forest:
+        """The model after these rounds. Steps are float32: what is read is what the branches worked with."""
+        grown: list[Tree] = []
+        for round_, total in enumerate(totals):
+            steps = self._steps(total)
+            for tree, step in zip(self.trees(round_), steps, strict=True):
+                grown.append(tree.model_copy(update={"steps": tuple(step.tolist())}))
+        rate = (self.schema.positives or 0.0) / self.schema.customers
+        rate = min(max(rate, 1e-3), 1 - 1e-3)
+        return Forest(base=float(np.float32(log(rate / (1 - rate)))), trees=tuple(grown))
+
+    def read(self, totals: list[NoisySum]) -> dict[str, Any]:
+        """The `Forest`, as JSON."""
+        return self.forest(totals).model_dump(mode="json")
+
+    def _steps(self, total: NoisySum) -> Asked:
+        """A round's totals to steps, float32 [trees, LEAVES]."""
+        q = self.question
+        g, h = total.values.reshape(q.trees, LEAVES, 2).transpose(2, 0, 1)
+        noise = total.std
+        h = np.maximum(h / CURVATURE, noise / (2 * CURVATURE) + 1e-6)
+        steps = -g / (h + q.ridge + (1 + noise**2 / h) / q.tau**2) * (q.rate / q.trees)
+        return np.asarray(steps.clip(-LARGEST_STEP, LARGEST_STEP), dtype=np.float32)
+
+    def trees(self, round_: int) -> tuple[Tree, ...]:
+        """The new trees of a round, drawn from the public seed and the schema alone."""
+        q = self.question
+        rng = np.random.default_rng([q.seed, round_])  # noqa: TID251 - public: what to ask, nobody's secret
+        return tuple(self._draw(rng) for _ in range(q.trees))
+
+    def _draw(self, rng: np.random.Generator) -> Tree:  # noqa: TID251 - a type
+        chances = self._chances
+        possible = int((chances > 0).sum())
+        shape: tuple[int, ...] = SHAPES[0]
+        if possible > 1 and rng.random() < self.question.interplay:
+            shape = SHAPES[1] if possible > 2 else SHAPES[2]
+        features = rng.choice(len(chances), len(shape), replace=False, p=chances)
+        cuts = []
+        for feature, count in zip(features, shape, strict=True):
+            bins = self.schema.cardinalities[feature]
+            drawn = np.sort(1 + rng.choice(bins - 1, min(count, bins - 1), replace=False))
+            # A feature with fewer cuts than the shape has room for: the last leaves stay empty.
+            cuts.append((*drawn.tolist(), *[bins] * (count - len(drawn))))
+        return Tree(features=tuple(features.tolist()), cuts=tuple(cuts))
+
+    @cached_property
+    def _chances(self) -> Floats:
+        """How likely each feature is to be drawn; 0 for one that has a single bin."""
+        q = self.question
+        possible = np.array(self.schema.cardinalities) > 1
+        guided = np.where(possible, self.gains() ** q.power, 0.0)
+        even = possible / possible.sum()
+        return np.asarray(
+            even if guided.sum() <= 0 else (1 - q.floor) * guided / guided.sum() + q.floor * even
+        )
+
+    def gains(self) -> Floats:
+        """What the best single cut of each feature gains by the schema's counts, noise taken off; float64 [F]."""
+        assert self.schema.positives is not None
+        rate = min(max(self.schema.positives / self.schema.customers, 1e-3), 1 - 1e-3)
+        return np.array([_best_cut(c, rate) for c in self.schema.columns])
+
+    # --- at a branch -------------------------------------------------------------------------------------
+
+    def contribute(self, round_: int, columns: Mapping[str, Any], asked: Asked | None) -> Rows:
+        """Each customer's (g, 3 h) in their leaves, float64 [n, length]. Raises ValueError on another `asked`.
+
+        Whoever's label the contract rules out adds nothing.
+        """
+        labels = label_codes(self.contract, columns)
+        return self.contribute_coded(round_, self.schema.codes(columns), labels, asked)
+
+    def contribute_coded(self, round_: int, codes: Ints, labels: Ints, asked: Asked | None) -> Rows:
+        """The same from codes [n, F] and labels [n] (-1: adds nothing), for who keeps them warm."""
+        forest, trees = self._decode(round_, asked)
+        p = 1 / (1 + np.exp(-forest.logits(codes)))
+        known = labels >= 0
+        g, h = np.where(known, p - labels, 0.0), np.where(known, p * (1 - p), 0.0) * CURVATURE
+        rows = np.zeros((len(codes), self.length(round_)))
+        everyone = np.arange(len(codes))
+        for place, tree in enumerate(trees):
+            at = 2 * (place * LEAVES + tree.leaves(codes))
+            rows[everyone, at], rows[everyone, at + 1] = g, h
+        return Rows(rows)
+
+    def _decode(self, round_: int, asked: Asked | None) -> tuple[Forest, tuple[Tree, ...]]:
+        if not 0 <= round_ < self.question.rounds:
+            raise ValueError(f"there are {self.question.rounds} rounds")
+        if asked is None:
+            raise ValueError("trees are asked with the model so far")
+        forest, new = decode(asked, self.question.trees, round_)
+        cardinalities = self.schema.cardinalities
+        for tree in (*forest.trees, *new):
+            for feature, cuts in zip(tree.features, tree.cuts, strict=True):
+                if not (
+                    0 <= feature < len(cardinalities) and cuts[0] >= 1 and cuts[-1] <= cardinalities[feature]
+                ):
+                    raise ValueError("a tree cuts what the schema does not have")
+        return forest, new
+
+
+def _best_cut(column: Column, rate: float) -> float:
+    assert column.positives is not None
+    n, positives = np.array(column.counts), np.array(column.positives)
+    # Counts of positives and of the others have equal, independent noise: half a count's variance each.
+    noise = np.array(column.stds) ** 2 / 2 * (rate**2 + (1 - rate) ** 2)
+    sums = np.cumsum([n * rate - positives, np.maximum(n, 0) * rate * (1 - rate), noise], axis=1)
+    best = 0.0
+    for left in sums.T[:-1]:
+        best = max(best, sum(_gain(*side) for side in (left, sums[:, -1] - left)))
+    return best
+
+
+def _gain(g: float, h: float, noise: float) -> float:
+    return float(max(g * g - noise, 0.0) / (h + 1 + noise / max(h, 1.0)))
+
+
+# --- as float32 --------------------------------------------------------------------------------------------
+
+
+def encode(forest: Forest, new: tuple[Tree, ...]) -> Asked:
+    """[base | shape and steps of each tree | shape of each new tree]; see `decode`."""
+    numbers: list[float] = [forest.base]
+    for tree in forest.trees:
+        numbers += [*_shape(tree), *tree.steps]
+    for tree in new:
+        numbers += _shape(tree)
+    return np.array(numbers, dtype=np.float32)
+
+
+def _shape(tree: Tree) -> list[float]:
+    cuts = [c for each in tree.cuts for c in each]
+    features = [*tree.features, *[0] * (_FEATURES - len(tree.features))]
+    return [SHAPES.index(tuple(map(len, tree.cuts))), *features, *cuts, *[0] * (_CUTS - len(cuts))]
+
+
+def decode(asked: Asked, trees: int, rounds: int) -> tuple[Forest, tuple[Tree, ...]]:
+    """The model of so many rounds, and the new trees. Raises ValueError on anything that `encode` does not make."""
+    grown = trees * rounds
+    width = _SHAPE_NUMBERS + LEAVES
+    if asked.dtype != np.float32 or asked.shape != (1 + grown * width + trees * _SHAPE_NUMBERS,):
+        raise ValueError("the model so far has another length")
+    if not np.isfinite(asked).all():
+        raise ValueError("a model's numbers are finite")
+    old = asked[1 : 1 + grown * width].reshape(grown, width).astype(np.float64)
+    new = asked[1 + grown * width :].reshape(trees, _SHAPE_NUMBERS).astype(np.float64)
+    forest = Forest(
+        base=float(asked[0]),
+        trees=tuple(_tree(t[:_SHAPE_NUMBERS], tuple(t[_SHAPE_NUMBERS:].tolist())) for t in old),
+    )
+    return forest, tuple(_tree(t, ()) for t in new)
+
+
+def _tree(numbers: Floats, steps: tuple[float, ...]) -> Tree:
+    if (numbers != np.floor(numbers)).any() or (numbers < 0).any() or numbers[0] >= len(SHAPES):
+        raise ValueError("a tree's shape is whole numbers")
+    kind, *rest = (int(x) for x in numbers)
+    shape = SHAPES[kind]
+    features, places = rest[: len(shape)], rest[_FEATURES:]
+    cuts: list[tuple[int, ...]] = []
+    for count in shape:
+        cuts.append(tuple(places[:count]))
+        places = places[count:]
+    return Tree(features=tuple(features), cuts=tuple(cuts), steps=steps)
+
+
+assert all(prod(c + 1 for c in shape) == LEAVES for shape in SHAPES)
