@@ -152,6 +152,7 @@ def invitation(**change: str) -> Invitation:
         "session": "127.0.0.1:9093",
         "ca": new_authority("test").certificate.decode(),
         "job_public_key": ed25519_text(Ed25519PrivateKey.generate().public_key()),
+        "ledger_public_key": ed25519_text(Ed25519PrivateKey.generate().public_key()),
         "bundle_hash": approved_hash(),
     }
     return Invitation.model_validate(good | change)
@@ -185,6 +186,7 @@ def test_an_invitation_of_another_release_is_refused(tmp_path: Path) -> None:
         ({"superlink": "http://evil/"}, "superlink"),
         ({"session": "host"}, "session"),
         ({"job_public_key": "AAAA"}, "not a valid invitation"),
+        ({"ledger_public_key": "AAAA"}, "not a valid invitation"),
         ({"format": 2}, "format"),
         ({"more": 1}, "more"),
     ],
