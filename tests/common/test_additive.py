@@ -11,7 +11,8 @@ from sfumato.common.analyses.analysis import NoisySum
 from sfumato.common.contributions import Cells, Contributions
 from sfumato.common.errors import BadInput
 from sfumato.common.learners.additive import Additive, Question, build
-from sfumato.common.learners.curves import BinnedColumn, Model, pooled
+from sfumato.common.learners.bins import Column, Schema
+from sfumato.common.learners.curves import BinnedColumn, Counts, Model, counts_of, of_schema, pooled
 
 COLUMNS = (
     BinnedColumn("age", ("young", "grown", "old", "very old", "ancient", "(none)"), ordered=5),
@@ -218,3 +219,35 @@ def test_noise_that_drowns_everything_is_survived() -> None:
     assert np.isfinite(fitted.logits(people(20, 10)["codes"])).all()
     nobody = {"codes": np.zeros((0, 3), dtype=np.int64), "label": np.zeros(0)}
     assert np.isfinite(model.model(run(model, nobody)).intercept)
+
+
+def test_a_schemas_bins_in_words() -> None:
+    three = (1.0, 2.0, 3.0)
+    age = Column(name="age", cuts=(30.0,), null=2, counts=three, positives=three, stds=three)
+    town = Column(
+        name="town", categories={"ash": 1, "elm": 0, "oak": 1}, other=2, null=2, counts=three, positives=three,
+        stds=three,
+    )  # fmt: skip
+    schema = Schema(contract="c", label="left", customers=6.0, positives=2.0, columns=(age, town))
+    found = of_schema(schema)
+    assert found[0] == BinnedColumn("age", ("below 30", "30 and more", "(none)"), ordered=2)
+    assert found[1] == BinnedColumn("town", ("elm", "ash or oak", "(other) or (none)"), ordered=3)
+    counts = counts_of(schema)
+    assert counts.values.tolist() == [[0.0] * 6, [1.0, 2.0, 3.0] * 2]
+    assert np.allclose(counts.std, [x / np.sqrt(2) for x in three * 2])
+    with pytest.raises(ValueError, match="with a label"):
+        counts_of(schema.model_copy(update={"label": None}))
+
+
+def test_known_counts_save_their_round() -> None:
+    frame = people(5000, 11)
+    counting = build(Question(rounds=8), COLUMNS)
+    totals = run(counting, frame)
+    known = Counts(totals[0].values.reshape(2, 11), np.zeros(11))
+    stepping = build(Question(rounds=8), COLUMNS, known)
+    assert len(stepping.shares) == 8 and np.isclose(sum(stepping.shares), 1)
+    assert stepping.max_norm(0) == 1 and stepping.length(0) == counting.length(1)
+    first, second = counting.model(totals), stepping.model(run(stepping, frame))
+    assert np.array_equal(first.logits(frame["codes"]), second.logits(frame["codes"]))
+    with pytest.raises(BadInput, match="not those of the 11 bins"):
+        build(Question(), COLUMNS, Counts(np.zeros((2, 10)), np.zeros(10)))

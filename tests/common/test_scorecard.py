@@ -14,15 +14,19 @@ from sfumato.common.analyses.analysis import NoisySum
 from sfumato.common.contributions import Cells
 from sfumato.common.learners.additive import Question, build
 from sfumato.common.learners.curves import BinnedColumn, Curve, Model
-from sfumato.common.learners.scorecard import Reason, Scaling, Scorecard, evidence, scorecard
+from sfumato.common.learners.scorecard import Estimate, Reason, Scaling, Scorecard, evidence, scorecard
 from sfumato.lab.samplebank_model import PROFILES, People, draw_people, effects
+
+
+def evidence_of(counts: np.ndarray, std: float) -> tuple[list[Estimate], Estimate]:
+    return evidence(counts, np.full(counts.shape[1], std))
 
 
 def model(curves: list[list[float]], intercept: float = -1.5, std: float = 0.1) -> Model:
     def curve(f: int, values: list[float]) -> Curve:
         column = BinnedColumn(f"c{f}", tuple(f"b{i}" for i in range(len(values))))
         counts = np.array([[90.0] * len(values), [10.0] * len(values)])
-        return Curve(column, np.array(values), np.full(len(values), std), counts, 2.0)
+        return Curve(column, np.array(values), np.full(len(values), std), counts, np.full(len(values), 2.0))
 
     return Model(intercept, tuple(curve(f, values) for f, values in enumerate(curves)))
 
@@ -87,7 +91,7 @@ def test_bad_codes_and_cards_are_refused() -> None:
 
 def test_evidence_by_hand() -> None:
     counts = np.array([[60.0, 30.0, 10.0], [10.0, 20.0, 20.0]])
-    woes, iv = evidence(counts, 0.0)
+    woes, iv = evidence_of(counts, 0.0)
     by_hand = [log((g / 100) / (b / 50)) for g, b in counts.T]
     assert np.allclose([w.value for w in woes], by_hand)
     assert np.isclose(
@@ -101,15 +105,15 @@ def test_intervals_of_evidence_cover() -> None:
     # 300 draws x 6 bins, seed fixed. 95 % each: below 92 % of 1,800 has a chance of less than 1e-8, and of 300
     # below 90 % of 1e-3.
     counts = np.array([[900, 700, 500, 400, 300, 60.0], [40, 60, 80, 90, 120, 30.0]])
-    rng, truth = np.random.default_rng(11), evidence(counts, 0.0)
+    rng, truth = np.random.default_rng(11), evidence_of(counts, 0.0)
     woe_held, iv_held, ivs, naive = 0, 0, [], []
     for _ in range(300):
         noisy = counts + 8.0 * rng.standard_normal(counts.shape)
-        woes, iv = evidence(noisy, 8.0)
+        woes, iv = evidence_of(noisy, 8.0)
         woe_held += sum(w.low <= t.value <= w.high for w, t in zip(woes, truth[0], strict=True))
         iv_held += iv.low <= truth[1].value <= iv.high
         ivs.append(iv.value)
-        naive.append(evidence(noisy, 0.0)[1].value)
+        naive.append(evidence_of(noisy, 0.0)[1].value)
     assert woe_held >= 0.92 * 1800
     assert iv_held >= 0.90 * 300
     off, error = np.mean(ivs) - truth[1].value, np.std(ivs) / np.sqrt(300)
@@ -118,7 +122,7 @@ def test_intervals_of_evidence_cover() -> None:
 
 
 def test_a_bin_of_nobody_says_nothing() -> None:
-    woes, iv = evidence(np.array([[100.0, -3.0], [50.0, 2.0]]), 5.0)
+    woes, iv = evidence_of(np.array([[100.0, -3.0], [50.0, 2.0]]), 5.0)
     assert woes[1].low < -2 and woes[1].high > 1
     assert iv.low == 0.0
     assert scorecard(model([[0.0, 0.0]])).attributes[0].bins[0].share == 0.5

@@ -1,7 +1,8 @@
 """The additive model: one curve a column, added up to log-odds. What an explainable score is made of.
 
 Question       For a customer in these bins, the log-odds of the label as an intercept plus one number a column.
-Contribution   Round 0: one cell a column of (bin, label), l2 norm sqrt(F). Then each round groups every column's
+Contribution   Round 0, unless the counts are known (from a schema round): one cell a column of (bin, label), l2
+               norm sqrt(F). Then each round groups every column's
                bins into a few leaves, and a customer with residual g = y - p and curvature h = p (1 - p) adds
                w_f (g, 3 h) to one leaf of every column f, where the squares of the public weights w add up to 1:
                g^2 + 9 h^2 <= 1, so the norm is at most 1 and the curvature costs nothing.
@@ -9,7 +10,7 @@ Reading        Curves with noise bands, centred over the customers; the counts a
 
 Boosted in small full-batch steps, all columns at once (generalised additive models by cyclic boosting: Lou et al.
 2012; under DP: Nori et al. 2021). Full batch and a number of rounds fixed beforehand: there is no sampling or
-stopping rule to pay for. Which columns get the larger weights is read off round 0, so it costs nothing more.
+stopping rule to pay for. Which columns get the larger weights is read off the counts, so it costs nothing more.
 """
 
 import hashlib
@@ -26,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from sfumato.common.analyses.analysis import NoisySum
 from sfumato.common.contributions import Cells, Contributions, Rows
 from sfumato.common.errors import BadInput
-from sfumato.common.learners.curves import BinnedColumn, Curve, Model, pooled
+from sfumato.common.learners.curves import BinnedColumn, Counts, Curve, Model, pooled
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -57,8 +58,9 @@ class Question(BaseModel):
     monotone: dict[str, Direction] = Field(default_factory=dict)
 
 
-def build(question: Question, columns: Sequence[BinnedColumn]) -> "Additive":
-    """Raises BadInput on a monotone column that is not there or has no order."""
+def build(question: Question, columns: Sequence[BinnedColumn], known: Counts | None = None) -> "Additive":
+    """With `known` counts of these very bins there is no round for them. Raises BadInput on a monotone column that
+    is not there or has no order, and on counts of other bins."""
     by_name = {c.name: c for c in columns}
     if not columns or len(by_name) < len(columns):
         raise BadInput("an additive model needs columns of different names")
@@ -67,7 +69,10 @@ def build(question: Question, columns: Sequence[BinnedColumn]) -> "Additive":
             raise BadInput(f"question.monotone: there is no column {name!r}")
         if by_name[name].ordered < 2:
             raise BadInput(f"question.monotone: the bins of {name!r} have no order")
-    return Additive(tuple(columns), question)
+    bins = sum(len(c.bins) for c in columns)
+    if known is not None and (known.values.shape != (2, bins) or known.std.shape != (bins,)):
+        raise BadInput(f"the counts are not those of the {bins} bins of the columns")
+    return Additive(tuple(columns), question, known)
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,7 @@ class Fit:
     shapes: Floats
     counts: Floats  # [2, B]: label 0, label 1, with one size for all columns
     attention: Floats  # [F]: squares of the columns' weights
-    gain: Floats  # [F]: what round 0 says that a column tells, by itself
+    gain: Floats  # [F]: what the counts say that a column tells, by itself
 
 
 @dataclass(frozen=True)
@@ -99,12 +104,19 @@ class Additive:
 
     inputs: tuple[BinnedColumn, ...]
     question: Question
+    known: Counts | None = None
     columns: tuple[str, ...] = field(default=("codes", "label"), init=False)
 
     @cached_property
     def shares(self) -> tuple[float, ...]:
         q = self.question
-        return (q.count_share, *[(1 - q.count_share) / q.rounds] * q.rounds)
+        counting = (q.count_share,) * self._first
+        return (*counting, *[(1 - sum(counting)) / q.rounds] * q.rounds)
+
+    @property
+    def _first(self) -> int:
+        """The first round that is a step."""
+        return 0 if self.known is not None else 1
 
     @cached_property
     def offsets(self) -> Ints:
@@ -126,10 +138,10 @@ class Additive:
         return slice(int(self.offsets[column]), int(self.offsets[column + 1]))
 
     def max_norm(self, round_: int) -> float:
-        return sqrt(len(self.inputs)) if round_ == 0 else 1.0
+        return sqrt(len(self.inputs)) if round_ < self._first else 1.0
 
     def length(self, round_: int) -> int:
-        return 2 * int(self.offsets[-1]) if round_ == 0 else 2 * len(self._leaf_owner)
+        return 2 * (int(self.offsets[-1]) if round_ < self._first else len(self._leaf_owner))
 
     # --- one customer ----------------------------------------------------------------------------------
 
@@ -138,7 +150,7 @@ class Additive:
         places, label = self._rows(columns["codes"]), np.asarray(columns["label"], dtype=np.float64)
         if label.shape != (len(places),) or not np.isin(label, (0.0, 1.0)).all():
             raise ValueError("Expected one label, 0 or 1, for each customer.")
-        if round_ == 0:
+        if round_ < self._first:
             if asked is not None:
                 raise ValueError("The counts are asked without numbers.")
             cells = places + label.astype(np.int64)[:, None] * self.offsets[-1]
@@ -179,62 +191,73 @@ class Additive:
 
     def ask(self, round_: int, totals: list[NoisySum]) -> Asked | None:
         """[intercept | curves B | weights F | leaf of each bin B]."""
-        if round_ == 0:
+        if round_ < self._first:
             return None
         fit = self.fit(totals[:round_])
         weights = np.sqrt(fit.attention) * (1 - 1e-6)
-        return np.concatenate([[fit.intercept], fit.shapes, weights, self._leaves(round_)]).astype(np.float32)
+        return np.concatenate(
+            [[fit.intercept], fit.shapes, weights, self._leaves[round_ - self._first]]
+        ).astype(np.float32)
 
-    def _leaves(self, round_: int) -> Ints:
-        """A public grouping that differs from round to round: bins in order are cut, the others dealt out."""
+    @cached_property
+    def _leaves(self) -> list[Ints]:
+        """The leaf of every bin, step after step."""
+        return [self._grouping(step) for step in range(1, self.question.rounds + 1)]
+
+    def _grouping(self, step: int) -> Ints:
+        """A public grouping, another in every step: bins in order are cut, the others dealt out."""
         leaf = np.empty(int(self.offsets[-1]), dtype=np.int64)
         start = 0
         for f, column in enumerate(self.inputs):
             size = len(column.bins)
             groups = min(self.question.leaves, size)
-            rank = _shuffled(f"{round_}/{f}/rank", size)
+            rank = _shuffled(f"{step}/{f}/rank", size)
             if column.ordered > groups:
-                cuts = 1 + np.sort(_shuffled(f"{round_}/{f}/cuts", column.ordered - 1)[: groups - 1])
+                cuts = 1 + np.sort(_shuffled(f"{step}/{f}/cuts", column.ordered - 1)[: groups - 1])
                 rank[: column.ordered] = np.searchsorted(cuts, np.arange(column.ordered), side="right")
             leaf[self.places(f)] = start + rank % groups
             start += groups
         return leaf
 
     def fit(self, totals: Sequence[NoisySum]) -> Fit:
-        """The model after these totals; the first of them are the counts."""
-        fit = self._start(totals[0])
-        for round_ in range(1, len(totals)):
-            step = self._step(fit, round_, totals[round_])
+        """The model after these totals."""
+        fit = self._start(totals)
+        for number, total in enumerate(totals[self._first :]):
+            step = self._step(fit, number, total)
             raw = fit.shapes + (step.response * step.gradient)[step.leaf]
             shapes = self._constrained(self._centred(raw, fit.counts.sum(axis=0)), fit.counts.sum(axis=0))
             fit = replace(fit, intercept=fit.intercept + step.intercept, shapes=shapes)
         return fit
 
-    def _start(self, total: NoisySum) -> Fit:
-        bins, variance = int(self.offsets[-1]), total.std**2
-        counts = total.values.reshape(2, bins)
-        size = np.diff(self.offsets)
+    def _counts(self, totals: Sequence[NoisySum]) -> Counts:
+        if self.known is not None:
+            return self.known
+        bins = int(self.offsets[-1])
+        return Counts(totals[0].values.reshape(2, bins), np.full(bins, totals[0].std))
+
+    def _start(self, totals: Sequence[NoisySum]) -> Fit:
+        found = self._counts(totals)
         # Every column counts the same customers: the best common total, and least squares within a column.
-        sums = np.add.reduceat(counts, self.offsets[:-1], axis=1)
-        common = (sums / size).sum(axis=1) / (1 / size).sum()
-        counts = counts + ((common[:, None] - sums) / size)[:, self.owner]
+        variance = found.std**2 + 1e-12
+        of_sum = np.bincount(self.owner, variance)
+        sums = np.add.reduceat(found.values, self.offsets[:-1], axis=1)
+        common = (sums / of_sum).sum(axis=1) / (1 / of_sum).sum()
+        counts = found.values + (common[:, None] - sums)[:, self.owner] * variance / of_sum[self.owner]
         common = np.maximum(common, 1.0)
         rate = common[1] / common.sum()
         # Each bin's residuals under the base rate, and what of their squares is not noise.
         residual = (1 - rate) * counts[1] - rate * counts[0]
-        noise = variance * (rate**2 + (1 - rate) ** 2)
-        curvature = rate * (1 - rate) * np.maximum(counts.sum(axis=0), 0) + sqrt(noise) + 1
-        gain = np.bincount(self.owner, (residual**2 - noise) / curvature, minlength=len(size)).astype(
-            np.float64
-        )
+        noise = found.std**2 * (rate**2 + (1 - rate) ** 2)
+        curvature = rate * (1 - rate) * np.maximum(counts.sum(axis=0), 0) + np.sqrt(noise) + 1
+        gain = np.asarray(np.bincount(self.owner, (residual**2 - noise) / curvature), dtype=np.float64)
         liking = np.maximum(gain, 1e-9) ** self.question.focus
         uniform = self.question.uniform
-        attention = uniform / len(size) + (1 - uniform) * liking / liking.sum()
-        return Fit(float(np.log(rate / (1 - rate))), np.zeros(bins), counts, attention, gain)
+        attention = uniform / len(self.inputs) + (1 - uniform) * liking / liking.sum()
+        return Fit(float(np.log(rate / (1 - rate))), np.zeros(len(self.owner)), counts, attention, gain)
 
-    def _step(self, fit: Fit, round_: int, total: NoisySum) -> Step:
+    def _step(self, fit: Fit, number: int, total: NoisySum) -> Step:
         """Newton's step of every leaf, made smaller where noise could have made it."""
-        leaf, owner, q = self._leaves(round_), self._leaf_owner, self.question
+        leaf, owner, q = self._leaves[number], self._leaf_owner, self.question
         weight = np.sqrt(fit.attention)[owner]
         gradient, curvature = total.values.reshape(2, len(owner)) / weight
         curvature, noise = curvature / CURVATURE, total.std / weight
@@ -248,7 +271,7 @@ class Additive:
         curvature = np.maximum(curvature, np.maximum(0.25 * share * bend, 1.0))
         mean = slope / bend
         # Steps shrink to a tenth, so that the last ones average the noise of the first.
-        rate = q.rate * (1 - 0.9 * (round_ - 1) / max(1, q.rounds - 1))
+        rate = q.rate * (1 - 0.9 * number / max(1, q.rounds - 1))
         # What noise all the steps leave in a leaf, against how far the column's curve is expected to go.
         doubt = q.rate * noise**2 / curvature / np.maximum(fit.gain / bend, LEAST_SPREAD)[owner]
         response = rate / (curvature + 2 + doubt)
@@ -274,14 +297,14 @@ class Additive:
     def model(self, totals: Sequence[NoisySum]) -> Model:
         """The fitted model, with the standard deviation that the noise gave every number of it."""
         fit = self.fit(totals)
-        deviations = self._deviations(totals)
+        deviations, counted = self._deviations(totals), self._counts(totals)
         curves = [
             Curve(
                 column=column,
                 values=fit.shapes[self.places(f)],
                 std=deviations[self.places(f)],
                 counts=fit.counts[:, self.places(f)],
-                counts_std=totals[0].std,
+                counts_std=counted.std[self.places(f)],
             )
             for f, column in enumerate(self.inputs)
         ]
@@ -293,11 +316,11 @@ class Additive:
         A step of a leaf is linear in its gradient, and the gradient falls by curvature times what the curve has
         moved already: so later rounds take part of the earlier noise back. Columns are taken one by one.
         """
-        fit = self._start(totals[0])
+        fit = self._start(totals)
         people = np.maximum(fit.counts.sum(axis=0), 1.0)
         covariances = [np.zeros((len(c.bins), len(c.bins))) for c in self.inputs]
-        for round_ in range(1, len(totals)):
-            step = self._step(fit, round_, totals[round_])
+        for number, total in enumerate(totals[self._first :]):
+            step = self._step(fit, number, total)
             inside = np.bincount(step.leaf, people, minlength=len(self._leaf_owner))
             part = people / inside[step.leaf]
             for f, before in enumerate(covariances):

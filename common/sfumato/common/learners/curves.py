@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from sfumato.common.analyses.estimates import LEVEL, REACH
 from sfumato.common.contract import Contract
+from sfumato.common.learners.bins import Column, Schema
 from sfumato.common.learners.encoding import bin_edges, model_features
 
 Floats = npt.NDArray[np.float64]
@@ -29,6 +30,14 @@ class BinnedColumn:
             raise ValueError(f"Column {self.name!r} needs bins, and no more in order than it has.")
 
 
+@dataclass(frozen=True)
+class Counts:
+    """Noisy counts of bins, all columns side by side: float64 [2, B] (label 0, label 1), and each one's noise [B]."""
+
+    values: Floats
+    std: Floats
+
+
 def of_contract(contract: Contract, bins: int) -> tuple[BinnedColumn, ...]:
     """The columns as `encoding.Encoder(contract, bins)` codes them."""
     found = []
@@ -41,6 +50,36 @@ def of_contract(contract: Contract, bins: int) -> tuple[BinnedColumn, ...]:
     return tuple(found)
 
 
+def of_schema(schema: Schema) -> tuple[BinnedColumn, ...]:
+    """The columns as `schema.codes` codes them. Its categories lie in the order of their log-odds at that time."""
+    return tuple(_of_column(c) for c in schema.columns)
+
+
+def counts_of(schema: Schema) -> Counts:
+    """Its counts by label. Raises ValueError where it has no label."""
+    if schema.label is None:
+        raise ValueError("Expected a schema with a label.")
+    both = np.concatenate([c.counts for c in schema.columns])
+    bad = np.concatenate([c.positives or () for c in schema.columns])
+    # A count of everyone is the sum of both labels' counts, and these have independent noise of one size.
+    std = np.concatenate([c.stds for c in schema.columns]) / np.sqrt(2)
+    return Counts(np.stack([both - bad, bad]), std)
+
+
+def _of_column(column: Column) -> BinnedColumn:
+    size = len(column.counts)
+    if column.cuts is not None:
+        words = _between(column.cuts)
+        return BinnedColumn(column.name, (*words, "(none)")[:size], ordered=len(words))
+    values: list[list[str]] = [[] for _ in range(size)]
+    for value, code in (column.categories or {}).items():
+        values[code].append(value)
+    if column.other is not None:
+        values[column.other].append("(other)")
+    values[column.null].append("(none)")
+    return BinnedColumn(column.name, tuple(" or ".join(v) for v in values), ordered=size)
+
+
 def _between(cuts: Iterable[float]) -> tuple[str, ...]:
     words = [f"{c:g}" for c in cuts]
     if not words:
@@ -50,13 +89,13 @@ def _between(cuts: Iterable[float]) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Curve:
-    """A column's part of the log-odds, float64 [bins], and its noise; the noisy counts by label, [2, bins]."""
+    """A column's part of the log-odds, float64 [bins], and its noise; the noisy counts by label [2, bins]."""
 
     column: BinnedColumn
     values: Floats
     std: Floats
     counts: Floats
-    counts_std: float
+    counts_std: Floats
 
     @property
     def people(self) -> Floats:

@@ -173,7 +173,7 @@ def _attribute(curve: Curve, scaling: Scaling) -> Attribute:
             points=points[b],
             noise=float(REACH * curve.std[b] * scaling.factor),
             share=float(people[b]) / everyone,
-            bad_rate=_rate(curve.counts[:, b], curve.counts_std),
+            bad_rate=_rate(curve.counts[:, b], float(curve.counts_std[b])),
             woe=woes[b],
         )
         for b, word in enumerate(curve.column.bins)
@@ -186,8 +186,8 @@ def _attribute(curve: Curve, scaling: Scaling) -> Attribute:
     )
 
 
-def evidence(counts: Floats, std: float) -> tuple[list[Estimate], Estimate]:
-    """WOE of every bin and IV of the column, from counts [2, bins] (good, bad) with independent noise `std` each.
+def evidence(counts: Floats, std: Floats) -> tuple[list[Estimate], Estimate]:
+    """WOE of every bin and IV of the column, from counts [2, bins] (good, bad) with independent noise `std` [bins].
 
     WOE: an interval for each logarithm, put together by the method of variance estimates recovery (Zou & Donner
     2008), which stays right where a count is near nothing. IV: the bias that the noise alone makes is taken off,
@@ -198,7 +198,7 @@ def evidence(counts: Floats, std: float) -> tuple[list[Estimate], Estimate]:
     woe = np.log(good / all_good) - np.log(bad / all_bad)
     lower = [np.log(x / np.maximum(x - REACH * std, np.minimum(x, FEWEST))) for x in (good, bad)]
     upper = [np.log((x + REACH * std) / x) for x in (good, bad)]
-    of_totals = (REACH * std) ** 2 * counts.shape[1] * (all_good**-2 + all_bad**-2)
+    of_totals = REACH**2 * float((std**2).sum()) * (all_good**-2 + all_bad**-2)
     down = np.sqrt(lower[0] ** 2 + upper[1] ** 2 + of_totals)
     rise = np.sqrt(upper[0] ** 2 + lower[1] ** 2 + of_totals)
     woes = [
@@ -208,19 +208,19 @@ def evidence(counts: Floats, std: float) -> tuple[list[Estimate], Estimate]:
     return woes, _information(good / all_good, bad / all_bad, std / all_good, std / all_bad)
 
 
-def _information(p: Floats, q: Floats, p_std: float, q_std: float) -> Estimate:
+def _information(p: Floats, q: Floats, p_std: Floats, q_std: Floats) -> Estimate:
     """IV of two distributions over bins, whose entries carry noise of these standard deviations."""
     value = float(((p - q) * np.log(p / q)).sum())
     # A bin of less than its noise bends by the noise's own size, not by its own.
     p_floor, q_floor = np.maximum(p, p_std), np.maximum(q, q_std)
     bend_p, bend_q = 1 / p_floor + q_floor / p_floor**2, 1 / q_floor + p_floor / q_floor**2
     # The entries add up to 1, so each takes a part of every other's noise.
-    left_p, left_q = (1 - 2 * x + len(x) * x**2 for x in (p, q))
-    bias = 0.5 * float((p_std**2 * bend_p * left_p + q_std**2 * bend_q * left_q).sum())
+    left_p, left_q = (s**2 * (1 - 2 * x) + (s**2).sum() * x**2 for x, s in ((p, p_std), (q, q_std)))
+    bias = 0.5 * float((bend_p * left_p + bend_q * left_q).sum())
     ratio = np.log(p_floor / q_floor)
     slope_p, slope_q = ratio + 1 - q_floor / p_floor, 1 - ratio - p_floor / q_floor
     slope_p, slope_q = slope_p - (p * slope_p).sum(), slope_q - (q * slope_q).sum()
-    linear = p_std**2 * float((slope_p**2).sum()) + q_std**2 * float((slope_q**2).sum())
+    linear = float(((p_std * slope_p) ** 2 + (q_std * slope_q) ** 2).sum())
     bent = 0.5 * float((p_std**4 * bend_p**2 + q_std**4 * bend_q**2).sum())
     reach = REACH * sqrt(linear + bent)
     best = max(value - bias, 0.0)
