@@ -5,8 +5,8 @@ Contribution   At the model so far a customer has probability p, gradient g = p 
                add (g, 3 h) to the one leaf of each new tree that they fall into. Since h = |g| (1 - |g|),
                g^2 + 9 h^2 <= 1: over k trees the l2 norm is at most sqrt(k), and the curvature costs nothing.
 Reading        Leaf totals (G, H) with noise of std s become -G / (H + lambda + (1 + s^2 / H) / tau^2): a Newton step
-               under a Gaussian prior of std tau, so a leaf that the noise drowns stays near zero. A round adds the
-               mean of its trees' steps.
+               under a Gaussian prior of std tau, so a leaf that the noise drowns stays near zero (H itself is drawn
+               to what the schema's counts expect). A round adds the mean of its trees' steps.
 
 A tree is a grid of at most eight leaves: three features cut in two, two features cut in four and two, or one cut in
 eight, which learns what a feature does by itself. Features are drawn in proportion to a power of their
@@ -37,6 +37,7 @@ SHAPES = ((7,), (1, 1, 1), (3, 1))  # how many cuts each feature of a tree gets
 _FEATURES, _CUTS = 3, 7
 _SHAPE_NUMBERS = 1 + _FEATURES + _CUTS  # a tree's shape as float32; its leaves follow once they are known
 CURVATURE = 3.0
+SPREAD = 0.5  # how far a leaf's share is off the product of its features' shares
 LARGEST_STEP = 1e3
 STEEPEST = 30.0  # log-odds beyond it are as good as certain
 
@@ -149,7 +150,7 @@ class RandomTrees:
         """The model after these rounds. Steps are float32: what is read is what the branches worked with."""
         grown: list[Tree] = []
         for round_, total in enumerate(totals):
-            steps = self._steps(total)
+            steps = self._steps(round_, total)
             for tree, step in zip(self.trees(round_), steps, strict=True):
                 grown.append(tree.model_copy(update={"steps": tuple(step.tolist())}))
         rate = (self.schema.positives or 0.0) / self.schema.customers
@@ -160,14 +161,35 @@ class RandomTrees:
         """The `Forest`, as JSON."""
         return self.forest(totals).model_dump(mode="json")
 
-    def _steps(self, total: NoisySum) -> Asked:
+    def _steps(self, round_: int, total: NoisySum) -> Asked:
         """A round's totals to steps, float32 [trees, LEAVES]."""
-        q = self.question
+        q, noise = self.question, total.std
         g, h = total.values.reshape(q.trees, LEAVES, 2).transpose(2, 0, 1)
-        noise = total.std
-        h = np.maximum(h / CURVATURE, noise / (2 * CURVATURE) + 1e-6)
+        h = self._curvature(round_, h / CURVATURE, noise / CURVATURE)
         steps = -g / (h + q.ridge + (1 + noise**2 / h) / q.tau**2) * (q.rate / q.trees)
         return np.asarray(steps.clip(-LARGEST_STEP, LARGEST_STEP), dtype=np.float32)
+
+    def _curvature(self, round_: int, h: Floats, noise: float) -> Floats:
+        """Of each leaf, positive: as measured, drawn to what the schema expects as far as noise drowns it.
+
+        Every tree's leaves hold the same customers, so the mean over trees tells the whole well; a leaf's part
+        of it is the product of its features' shares, give or take SPREAD of itself.
+        """
+        whole = min(max(float(h.sum(axis=1).mean()), 1.0), self.schema.customers / 4)
+        expected = np.array([self._expected(tree) for tree in self.trees(round_)]) * whole + 1e-6
+        doubt = (SPREAD * expected) ** 2
+        mean = (h * doubt + expected * noise**2) / (doubt + noise**2)
+        return np.asarray(np.maximum(mean, expected / 20))
+
+    def _expected(self, tree: Tree) -> Floats:
+        """The share of customers in each leaf, were the features independent; float64 [LEAVES]."""
+        shares = np.ones(1)
+        for feature, cuts in zip(tree.features, tree.cuts, strict=True):
+            counts = np.maximum(self.schema.columns[feature].counts, 0.0)
+            cells = np.searchsorted(cuts, np.arange(len(counts)), side="right")
+            cells_of = np.bincount(cells, counts / max(counts.sum(), 1.0), len(cuts) + 1)
+            shares = np.outer(shares, cells_of).ravel()
+        return shares
 
     def trees(self, round_: int) -> tuple[Tree, ...]:
         """The new trees of a round, drawn from the public seed and the schema alone."""
