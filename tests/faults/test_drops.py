@@ -20,7 +20,7 @@ from sfumato.server.job_run import JobOutcome, JobRun
 
 pytestmark = pytest.mark.slow
 
-BRANCHES = 8
+BRANCHES = 6
 TRIALS = 100
 
 
