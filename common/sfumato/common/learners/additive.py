@@ -16,7 +16,7 @@ stopping rule to pay for. Which columns get the larger weights is read off the c
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from math import sqrt
 from typing import Any, Literal
 
@@ -36,6 +36,7 @@ Direction = Literal["increasing", "decreasing"]
 
 CURVATURE = 3.0  # how much larger than the residual the curvature is sent; see the contribution
 MOST_LOGIT = 30.0
+FEWEST_LEAVES = 3  # of a column in a step, if it has so many bins
 LEAST_SPREAD = 0.01  # variance of a column's curve, expected of one that seems to say nothing
 
 
@@ -51,7 +52,7 @@ class Question(BaseModel):
 
     rounds: int = Field(default=40, ge=1, le=400)
     rate: float = Field(default=0.2, gt=0, le=1)
-    leaves: int = Field(default=4, ge=2, le=64)
+    leaves: int = Field(default=8, ge=2, le=64)
     count_share: float = Field(default=0.15, gt=0, lt=1)
     uniform: float = Field(default=0.3, gt=0, le=1)
     focus: float = Field(default=0.55, ge=0, le=2)
@@ -196,27 +197,27 @@ class Additive:
         fit = self.fit(totals[:round_])
         weights = np.sqrt(fit.attention) * (1 - 1e-6)
         return np.concatenate(
-            [[fit.intercept], fit.shapes, weights, self._leaves[round_ - self._first]]
+            [[fit.intercept], fit.shapes, weights, self._leaves(fit, round_ - self._first)]
         ).astype(np.float32)
 
-    @cached_property
-    def _leaves(self) -> list[Ints]:
-        """The leaf of every bin, step after step."""
-        return [self._grouping(step) for step in range(1, self.question.rounds + 1)]
+    def _leaves(self, fit: Fit, number: int) -> Ints:
+        """Every bin's leaf in this step, int64 [B]; a column that tells more gets more of its leaves.
 
-    def _grouping(self, step: int) -> Ints:
-        """A public grouping, another in every step: bins in order are cut, the others dealt out."""
+        The grouping is public and another in every step: bins in order are cut, the others dealt out.
+        """
+        fair = self.question.leaves / 2 * fit.attention * len(self.inputs)
         leaf = np.empty(int(self.offsets[-1]), dtype=np.int64)
         start = 0
         for f, column in enumerate(self.inputs):
             size = len(column.bins)
-            groups = min(self.question.leaves, size)
-            rank = _shuffled(f"{step}/{f}/rank", size)
+            most = min(self.question.leaves, size)
+            groups = min(max(round(float(fair[f])), FEWEST_LEAVES), most)
+            rank = _shuffled(f"{number}/{f}/rank", size).copy()
             if column.ordered > groups:
-                cuts = 1 + np.sort(_shuffled(f"{step}/{f}/cuts", column.ordered - 1)[: groups - 1])
+                cuts = 1 + np.sort(_shuffled(f"{number}/{f}/cuts", column.ordered - 1)[: groups - 1])
                 rank[: column.ordered] = np.searchsorted(cuts, np.arange(column.ordered), side="right")
             leaf[self.places(f)] = start + rank % groups
-            start += groups
+            start += most
         return leaf
 
     def fit(self, totals: Sequence[NoisySum]) -> Fit:
@@ -257,13 +258,14 @@ class Additive:
 
     def _step(self, fit: Fit, number: int, total: NoisySum) -> Step:
         """Newton's step of every leaf, made smaller where noise could have made it."""
-        leaf, owner, q = self._leaves[number], self._leaf_owner, self.question
+        leaf, owner, q = self._leaves(fit, number), self._leaf_owner, self.question
         weight = np.sqrt(fit.attention)[owner]
         gradient, curvature = total.values.reshape(2, len(owner)) / weight
         curvature, noise = curvature / CURVATURE, total.std / weight
         # All columns add up to the same totals; the mean step of all is the intercept's, not the curves'.
-        precision = weight**2 / np.bincount(owner)[owner]
-        whole = (1 / np.bincount(owner) * fit.attention).sum()
+        used = np.isin(np.arange(len(owner)), leaf)
+        each = np.bincount(owner, used)
+        precision, whole = used * weight**2 / each[owner], (fit.attention / each).sum()
         slope, bend = (float((x * precision).sum() / whole) for x in (gradient, curvature))
         bend = max(bend, 1.0)
         people = np.maximum(fit.counts.sum(axis=0), 1.0)
@@ -339,6 +341,7 @@ class Additive:
         return self.model(totals).as_dict()
 
 
+@lru_cache(maxsize=1 << 14)
 def _shuffled(name: str, size: int) -> Ints:
     """A public permutation of 0 to size - 1, the same on every machine."""
     keys = [hashlib.sha256(f"sfumato-leaves/{name}/{i}".encode()).digest() for i in range(size)]
