@@ -11,7 +11,7 @@ import sys
 from dataclasses import dataclass
 
 import numpy as np
-from datasets import Dataset, chosen
+from learners import path_of, read
 from rounds import rounds_of
 from sklearn.cluster import KMeans
 
@@ -30,8 +30,9 @@ class Numbers:
     values: np.ndarray
 
     @classmethod
-    def of(cls, dataset: Dataset) -> "Numbers":
-        encoder, frame = Encoder(dataset.contract()), dataset.frame()
+    def of(cls, name: str) -> "Numbers":
+        contract, frame = read(name)
+        encoder = Encoder(contract)
         numeric = encoder.transform({f.name: frame[f.name] for f in encoder.features}).numeric
         return cls(tuple(f.name for f in encoder.features if f.numeric), numeric.astype(np.float64))
 
@@ -43,16 +44,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("sets", nargs="*")
+    parser.add_argument("sets", nargs="*", choices=[[], *SETS], help="all, if none is named")
     parser.add_argument("--epsilon", type=float, default=1.0)
     parser.add_argument("--segments", type=int, nargs="*", default=[4, 6])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--branches", type=int, default=16)
     options = parser.parse_args()
     missed = False
-    print(f"{'set':18} {'k':>2} {'inertia ratio, each seed':28} {'mean':>6}  bar    chosen k  sums")
-    for dataset in chosen(options.sets or list(SETS)):
-        numbers = Numbers.of(dataset)
+    print(f"{'set':18} {'k':>2} {'inertia ratio, each seed':28} {'mean':>6}  {'bar':12} chosen k  sums")
+    for name in options.sets or SETS:
+        if not path_of(name).exists():
+            print(f"SKIPPED {name}: the data file is not beside the project", file=sys.stderr)
+            continue
+        numbers = Numbers.of(name)
         frame = {"numeric": numbers.values}
         free = [
             rounds_of(Segmentation(numbers.names, Question()), frame, options.epsilon, s, options.branches)
@@ -73,7 +77,7 @@ def main() -> int:
             missed |= "MISSED" in verdict
             each = " ".join(f"{r:.3f}" for r in ratios)
             print(
-                f"{dataset.name:18} {k:2} {each:28} {mean:6.3f}  {verdict:12} {taken}  {len(totals)}",
+                f"{name:18} {k:2} {each:28} {mean:6.3f}  {verdict:12} {taken}  {len(totals)}",
                 flush=True,
             )
     return int(missed)
