@@ -26,7 +26,7 @@ from tuning import auc
 
 from sfumato.common.analyses.analysis import NoisySum
 from sfumato.common.contract import Contract, load_contract
-from sfumato.common.contributions import Contributions
+from sfumato.common.contributions import Contributions, Rows
 from sfumato.common.fixed_point import GRID, add, decode
 from sfumato.common.learners.encoding import model_features
 from sfumato.common.learners.random_trees import Question, RandomTrees
@@ -141,14 +141,14 @@ def random_trees(split: Split, epsilon: float, seed: int, question: Question, su
     whole = accounting.calibrate_gaussian(epsilon, len(split.training) ** -1.1)
     schema = schema_of(split, sums, whole / math.sqrt(SCHEMA_SHARE))
     learner = RandomTrees(schema, split.contract, question.model_copy(update={"seed": seed}))
-    codes = schema.codes(split.columns)
+    codes, everyone = schema.codes(split.columns), split.training
+    ends = np.cumsum([len(rows) for rows in split.branches])[:-1]
     totals: list[NoisySum] = []
     for round_, share in enumerate(learner.shares):
         asked = learner.ask(round_, totals)
-        parts = [
-            learner.contribute_coded(round_, codes[rows], split.labels[rows], asked)
-            for rows in split.branches
-        ]
+        # Every branch would read `asked` for itself; here it is read once.
+        rows = learner.contribute_coded(round_, codes[everyone], split.labels[everyone], asked).rows
+        parts = [Rows(part) for part in np.split(rows, ends)]
         noise_multiplier = whole / math.sqrt(share * (1 - SCHEMA_SHARE))
         totals.append(sums.total(parts, learner.max_norm(round_), noise_multiplier))
     forest = learner.forest(totals)

@@ -57,9 +57,9 @@ class Question(BaseModel):
     trees: int = Field(default=12, ge=1, le=64)
     interplay: float = Field(default=0.6, ge=0, le=1)
     rate: float = Field(default=1.0, gt=0, le=10)
-    tau: float = Field(default=1.0, gt=0)
+    tau: float = Field(default=1.2, gt=0)
     ridge: float = Field(default=1.0, ge=0)
-    power: float = Field(default=0.8, ge=0)
+    power: float = Field(default=0.9, ge=0)
     floor: float = Field(default=0.15, ge=0, le=1)
 
 
@@ -193,9 +193,15 @@ class RandomTrees:
 
     def trees(self, round_: int) -> tuple[Tree, ...]:
         """The new trees of a round, drawn from the public seed and the schema alone."""
-        q = self.question
-        rng = np.random.default_rng([q.seed, round_])  # noqa: TID251 - public: what to ask, nobody's secret
-        return tuple(self._draw(rng) for _ in range(q.trees))
+        if round_ not in self._drawn:
+            q = self.question
+            rng = np.random.default_rng([q.seed, round_])  # noqa: TID251 - public: what to ask, nobody's secret
+            self._drawn[round_] = tuple(self._draw(rng) for _ in range(q.trees))
+        return self._drawn[round_]
+
+    @cached_property
+    def _drawn(self) -> dict[int, tuple[Tree, ...]]:
+        return {}
 
     def _draw(self, rng: np.random.Generator) -> Tree:  # noqa: TID251 - a type
         chances = self._chances
