@@ -52,7 +52,7 @@ class Question(BaseModel):
 
     rounds: int = Field(default=40, ge=1, le=400)
     rate: float = Field(default=0.2, gt=0, le=1)
-    leaves: int = Field(default=8, ge=2, le=64)
+    leaves: int = Field(default=6, ge=2, le=64)
     count_share: float = Field(default=0.15, gt=0, lt=1)
     uniform: float = Field(default=0.3, gt=0, le=1)
     focus: float = Field(default=0.55, ge=0, le=2)
