@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test check bench bench-utility bench-ledger bench-masking bench-portraits setup clean
+.PHONY: help demo test check bench bench-utility bench-ledger bench-masking bench-portraits bench-invariance setup clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##' Makefile | sed 's/:.*##/\t/' | expand -t 16
@@ -22,9 +22,9 @@ check: $(VENV)/.dev   ## format, lint, types, borders
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: bench-utility bench-masking bench-ledger bench-portraits   ## all tables of benchmarks/
+bench: bench-utility bench-masking bench-ledger bench-portraits bench-invariance   ## all tables of benchmarks/
 
-bench-utility: $(VENV)/.dev   ## accuracy on six real data sets, beside a central model without privacy
+bench-utility: $(VENV)/.dev   ## accuracy on seven real data sets, beside a central model without privacy
 	$(BIN)/python benchmarks/utility.py
 
 bench-masking: $(VENV)/.dev   ## speed of masks and of exact noise, beside flwr's own mask generator
@@ -35,6 +35,9 @@ bench-ledger: $(VENV)/.dev   ## what admission costs: the running filter, the du
 
 bench-portraits: $(VENV)/.dev   ## how often a portrait's intervals hold the truth, and how far off its counts are
 	$(BIN)/python benchmarks/portraits.py
+
+bench-invariance: $(VENV)/.dev   ## the same customers over 4, 16 and 64 branches: does a net or a portrait change?
+	$(BIN)/python benchmarks/invariance.py
 
 setup: $(VENV)/.dev   ## only set up the environment
 

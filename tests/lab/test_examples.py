@@ -14,9 +14,10 @@ from sfumato.client.ingest.sources import Source
 from sfumato.common import analyses
 from sfumato.common.contract import Column, ColumnType, Contract, OutOfDomain, Role, load_contract
 from sfumato.common.contributions import Cells
-from sfumato.common.job import AnalysisJob, load_job
+from sfumato.common.job import AnalysisJob, ChurnNetJob, load_job
 from sfumato.common.learners.encoding import Encoder
 from sfumato.lab.partition import NumberedSource
+from sfumato.privacy.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
@@ -66,6 +67,23 @@ def test_contract_and_job_are_valid_and_belong_together(example: str) -> None:
 
 
 @pytest.mark.parametrize("example", KNOWN)
+def test_the_net_by_secure_sums_is_the_same_net_for_the_same_contract(example: str) -> None:
+    contract, local = contract_of(example), load_job(EXAMPLES / example / "job.toml")
+    job = load_job(EXAMPLES / example / "secure-sum.toml")
+    assert isinstance(job, ChurnNetJob) and isinstance(local, ChurnNetJob)
+    assert job.contract == contract.name and job.name != local.name
+    assert (job.model, job.evaluation, job.purpose) == (local.model, local.evaluation, local.purpose)
+    assert job.privacy.mode == "secure-sum" and job.privacy.colluders == 1
+    assert job.privacy.delta <= 1 / KNOWN[example][2]
+    assert Plan.of(job, contract).epsilon() <= job.privacy.target_epsilon == 1.0
+
+
+def test_all_nets_by_secure_sums_are_trained_alike() -> None:
+    jobs = [load_job(EXAMPLES / example / "secure-sum.toml") for example in KNOWN]
+    assert len({job.training.model_dump_json() for job in jobs if isinstance(job, ChurnNetJob)}) == 1
+
+
+@pytest.mark.parametrize("example", KNOWN)
 def test_the_portrait_is_valid_and_reads_every_real_customer_once_a_table(example: str) -> None:
     contract, job = contract_of(example), load_job(EXAMPLES / example / "profile.toml")
     assert isinstance(job, AnalysisJob)
@@ -84,6 +102,7 @@ def test_the_readme_shows_the_command_with_the_natural_branch(example: str) -> N
     text = (EXAMPLES / example / "README.md").read_text(encoding="utf-8")
     branch = KNOWN[example][1]
     assert f"sfumato simulate examples/{example}/job.toml --contract examples/{example}/contract.toml" in text
+    assert f"sfumato simulate examples/{example}/secure-sum.toml" in text
     assert (f"--branch-column {branch}" if branch else "--branches 4") in text
 
 

@@ -48,6 +48,10 @@ from sfumato.server.conversation import Report
 from sfumato.server.exchange import MessageExchange
 from sfumato.server.job_run import JobOutcome, JobRun
 
+RAY_SETTINGS = {
+    "RAY_worker_niceness": "0",  # at ray's own 15 a busy machine starves the vaults until their answers are late
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # or it warns at every start
+}
 BUDGET_FACTOR = 2.0  # the simulated branches' budget, in jobs: a second job would still be admitted
 
 
@@ -245,6 +249,8 @@ def _run(
 ) -> JobOutcome:
     from flwr.simulation import run_simulation
 
+    for name, value in RAY_SETTINGS.items():
+        os.environ.setdefault(name, value)
     signed = sign_job(job, contract, key, valid_for=timedelta(hours=24))
     finished: list[JobOutcome] = []
     failed: list[Exception] = []
@@ -270,6 +276,7 @@ def _run(
                 "init_args": {
                     # A job's keys live in one vault's memory, so each vault must live in one process.
                     "num_cpus": 1 if job.privacy.mode == "secure-sum" else os.cpu_count() or 1,
+                    "include_dashboard": False,
                     "log_to_driver": False,
                     "logging_level": "ERROR",
                 },
