@@ -32,7 +32,7 @@ from sfumato.common.learners.encoding import model_features
 from sfumato.common.learners.random_trees import Question, RandomTrees
 from sfumato.common.learners.schema import Schema, SchemaRound, label_codes
 from sfumato.privacy import accounting
-from sfumato.privacy.bounded import BoundedSum
+from sfumato.privacy.clipping import BoundedSum
 from sfumato.privacy.noise import SecureRandom
 
 TEST, ALPHA, COLLUDERS = 0.25, 0.5, 1

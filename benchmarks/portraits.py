@@ -33,7 +33,7 @@ from sfumato.common.contract import Contract, load_contract
 from sfumato.common.fixed_point import GRID, add, decode
 from sfumato.common.job import AnalysisJob, load_job
 from sfumato.lab.samplebank import generate
-from sfumato.privacy.bounded import BoundedSum
+from sfumato.privacy.clipping import BoundedSum
 from sfumato.privacy.keys import EphemeralKeys
 from sfumato.privacy.noise import SecureRandom
 from sfumato.privacy.plan import Plan

@@ -10,7 +10,7 @@ from sfumato.common import fixed_point
 from sfumato.common.analyses.analysis import NoisySum
 from sfumato.common.contributions import Contributions
 from sfumato.privacy import accounting
-from sfumato.privacy.bounded import BoundedSum
+from sfumato.privacy.clipping import BoundedSum
 
 
 class Rounds(Protocol):

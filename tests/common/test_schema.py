@@ -15,7 +15,7 @@ from sfumato.common.contributions import Cells
 from sfumato.common.errors import BadInput
 from sfumato.common.fixed_point import GRID
 from sfumato.common.learners.schema import Schema, SchemaRound, label_codes
-from sfumato.privacy.bounded import BoundedSum
+from sfumato.privacy.clipping import BoundedSum
 
 COLUMNS: list[dict[str, Any]] = [
     {"name": "id", "type": "string", "role": "customer_id"},

@@ -14,8 +14,8 @@ from sfumato.common.contributions import Cells, Rows
 from sfumato.common.errors import BadInput
 from sfumato.privacy import audit as audits
 from sfumato.privacy.audit import Finding, SumEvidence, assess, from_json, split, to_json
-from sfumato.privacy.bounded import BoundedSum
 from sfumato.privacy.cli import audit as command
+from sfumato.privacy.clipping import BoundedSum
 from sfumato.privacy.noise import SecureRandom
 from sfumato.privacy.phantoms import Phantoms
 

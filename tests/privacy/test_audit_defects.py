@@ -15,9 +15,9 @@ from sfumato.common.contributions import Cells
 from sfumato.common.job import Model
 from sfumato.common.learners.churn_net import ChurnNet
 from sfumato.common.learners.encoding import Encoded
-from sfumato.privacy import bounded, dpsgd
+from sfumato.privacy import clipping, dpsgd
 from sfumato.privacy.audit import SumEvidence, Verdict, assess, split
-from sfumato.privacy.bounded import BoundedSum, clipped_sensitivity
+from sfumato.privacy.clipping import BoundedSum, clipped_sensitivity
 from sfumato.privacy.mechanisms import GaussianSum, SumNoise
 from sfumato.privacy.noise import SecureRandom
 from sfumato.privacy.phantoms import Phantoms
@@ -189,7 +189,7 @@ def test_a_forgotten_clip_of_an_analysis_is_contradicted_in_one_round(
     def unclipped(rows: np.ndarray, max_norm: float) -> np.ndarray:
         return np.trunc(rows * (fixed_point.GRID / max_norm))
 
-    monkeypatch.setattr(bounded, "_on_grid", unclipped)
+    monkeypatch.setattr(clipping, "_on_grid", unclipped)
     assert {"canaries", "clip"} <= contradicted(analysis())
 
 

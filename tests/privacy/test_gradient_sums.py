@@ -12,7 +12,7 @@ from sfumato.common.job import Model
 from sfumato.common.learners import churn_net
 from sfumato.common.learners.churn_net import ChurnNet
 from sfumato.common.learners.encoding import Encoded
-from sfumato.privacy import bookkeeping, dpsgd
+from sfumato.privacy import clipped_gradients, dpsgd
 from sfumato.privacy.noise import SecureRandom
 from sfumato.privacy.phantoms import Phantoms
 
@@ -157,7 +157,7 @@ def test_bad_settings_are_refused() -> None:
     with pytest.raises(ValueError, match="rate"):
         summed(net_of(), rate=1.5)
     with pytest.raises(TypeError, match="churn net"):
-        bookkeeping.differentiate(nn.Linear(2, 1), *(torch.zeros(1, 2),) * 3)
+        clipped_gradients.differentiate(nn.Linear(2, 1), *(torch.zeros(1, 2),) * 3)
 
 
 # --- phantom slots of local DP-SGD ---------------------------------------------------------------------------

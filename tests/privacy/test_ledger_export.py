@@ -20,7 +20,7 @@ from sfumato.privacy import accounting
 from sfumato.privacy.cli import audit
 from sfumato.privacy.export import ExportCheck, checkpoint_line, verify_export
 from sfumato.privacy.ledger import Ledger
-from sfumato.privacy.ledger_audit import read_key, verify_file
+from sfumato.privacy.ledger_report import read_key, verify_file
 
 KEY = Ed25519PrivateKey.from_private_bytes(b"\x01" * 32)
 OTHER = Ed25519PrivateKey.from_private_bytes(b"\x02" * 32)

@@ -25,7 +25,7 @@ from sfumato.common.errors import Refusal, RefusalCode
 from sfumato.common.fixed_point import GRID, add, decode
 from sfumato.common.messages import KeyShare
 from sfumato.privacy import keystream
-from sfumato.privacy.bounded import BoundedSum
+from sfumato.privacy.clipping import BoundedSum
 from sfumato.privacy.mechanisms import GaussianSum, SumNoise
 from sfumato.privacy.noise import SecureRandom
 from sfumato.privacy.secure_sum import JobKey, Pairing, check_roster, roster_hash, set_hash

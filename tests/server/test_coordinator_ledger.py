@@ -14,7 +14,7 @@ from sfumato.common.errors import BadInput, Insecure, LedgerBroken
 from sfumato.common.job import load_job, sign_job
 from sfumato.common.notes import SignedNote, branch_origin, coordinator_origin
 from sfumato.privacy.ledger import Ledger
-from sfumato.privacy.ledger_audit import read_key, verify_file
+from sfumato.privacy.ledger_report import read_key, verify_file
 from sfumato.privacy.witness import Witness
 from sfumato.server.cli import coordinator
 from sfumato.server.home import CoordinatorHome

@@ -1,6 +1,6 @@
 """What each customer adds to a sum, before anything protects it. Inside a vault only.
 
-An analysis says who adds what and how long a customer's vector may be (its l2 bound); `privacy.bounded` clips to
+An analysis says who adds what and how long a customer's vector may be (its l2 bound); `privacy.clipping` clips to
 that bound, so that a mistake here can spoil an answer but not a promise.
 """
 

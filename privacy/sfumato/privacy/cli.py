@@ -42,14 +42,14 @@ def audit_verify(
     as_json: Annotated[bool, typer.Option("--json", help="Print the finding as JSON.")] = False,
 ) -> None:
     """Check an exported ledger offline: every hash, signature and sum. Exit code 4 names the first bad entry."""
-    from sfumato.privacy import ledger_audit
+    from sfumato.privacy import ledger_report
 
-    verified = ledger_audit.verify_file(file, since=since or (), key=key, cosigners=cosigner or ())
+    verified = ledger_report.verify_file(file, since=since or (), key=key, cosigners=cosigner or ())
     spent = verified.account.spent()
     if as_json:
-        typer.echo(ledger_audit.as_json(verified, spent=spent))
+        typer.echo(ledger_report.as_json(verified, spent=spent))
         return
-    for line in ledger_audit.report(verified, spent=spent):
+    for line in ledger_report.report(verified, spent=spent):
         console.print(line, markup=False, soft_wrap=True)
 
 

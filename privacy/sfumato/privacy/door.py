@@ -22,7 +22,7 @@ from sfumato.privacy import accounting, secure_sum
 from sfumato.privacy.accounting import Population
 from sfumato.privacy.ledger import Entry, Ledger, Transaction
 from sfumato.privacy.mechanisms import Mechanism
-from sfumato.privacy.standing import POPULATIONS, Curves, OpenJob, Standing, of, planned_curves
+from sfumato.privacy.running_totals import POPULATIONS, Curves, OpenJob, Standing, of, planned_curves
 
 _SEAL = object()
 

@@ -27,8 +27,8 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from sfumato.common.learners.encoding import Encoded
-from sfumato.privacy import bookkeeping
-from sfumato.privacy.bookkeeping import DenseGradients, Gradients
+from sfumato.privacy import clipped_gradients
+from sfumato.privacy.clipped_gradients import DenseGradients, Gradients
 from sfumato.privacy.noise import SecureRandom
 from sfumato.privacy.phantoms import Phantoms
 
@@ -129,7 +129,7 @@ class GradientSums:
     """Sums of clipped per-customer gradients of one net on one branch's customers, step after step, without noise.
 
     Whoever releases one makes it a bounded sum first. The net's weights may change between calls; its customers,
-    bound and phantoms may not. The churn net's gradients are never written out (privacy.bookkeeping); any other
+    bound and phantoms may not. The churn net's gradients are never written out (privacy.clipped_gradients); any other
     net's are, by Opacus. Raises ValueError on a bad bound, unequal lengths, or a layer that mixes customers.
     """
 
@@ -170,10 +170,10 @@ class GradientSums:
 
     def _gradients(self, rows: npt.NDArray[np.int64]) -> Iterator[Gradients]:
         net = self._net
-        if bookkeeping.supports(net):
+        if clipped_gradients.supports(net):
             for chunk in _chunks(rows, BOOKKEEPING_BATCH):
                 codes, numeric = (x[chunk] for x in self._inputs)
-                yield bookkeeping.differentiate(net, codes, numeric, self._target[chunk])
+                yield clipped_gradients.differentiate(net, codes, numeric, self._target[chunk])
             return
         with per_customer_gradients(net) as module:
             for chunk in _chunks(rows, PHYSICAL_BATCH):

@@ -20,8 +20,8 @@ from sfumato.common.canonical import canonical_bytes
 from sfumato.common.enrolment import ed25519_public_key, ed25519_text
 from sfumato.common.errors import LedgerBroken
 from sfumato.common.notes import COSIGNATURE, Checkpoint, SignedNote, key_id, verify_checkpoint
-from sfumato.privacy.account import Account
 from sfumato.privacy.entries import Entry, Replay
+from sfumato.privacy.recount import Account
 
 
 def entry_line(raw: bytes, digest: str, root: str) -> str:

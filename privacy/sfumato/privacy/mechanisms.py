@@ -17,7 +17,7 @@ from dp_accounting.dp_event import DpEvent
 from sfumato.common.codec import Vector
 from sfumato.common.fixed_point import GRID
 from sfumato.privacy import accounting
-from sfumato.privacy.bounded import BoundedSum
+from sfumato.privacy.clipping import BoundedSum
 from sfumato.privacy.noise import SecureRandom
 
 

@@ -20,7 +20,7 @@ from sfumato.common.fixed_point import GRID
 from sfumato.common.job import ANY_JOB, AnalysisJob, ChurnNetJob, TrainingPrivacy
 from sfumato.privacy import accounting
 from sfumato.privacy.accounting import Population
-from sfumato.privacy.bounded import clipped_sensitivity
+from sfumato.privacy.clipping import clipped_sensitivity
 
 MOST_SUMMED = (
     1 << 21

@@ -19,7 +19,7 @@ from sfumato.common.errors import Refusal, RefusalCode
 from sfumato.common.fixed_point import GRID
 from sfumato.common.job import AnalysisJob, ChurnNetJob
 from sfumato.common.learners import churn_net
-from sfumato.privacy.bounded import BoundedSum
+from sfumato.privacy.clipping import BoundedSum
 from sfumato.privacy.dpsgd import GradientSums
 from sfumato.privacy.noise import SecureRandom
 from sfumato.privacy.phantoms import Phantoms

@@ -10,8 +10,8 @@ from hypothesis.extra import numpy as hnp
 
 from sfumato.common.contributions import Cells, Rows
 from sfumato.common.fixed_point import GRID, decode
-from sfumato.privacy import bounded
-from sfumato.privacy.bounded import MOST_CUSTOMERS, BoundedSum, clipped_sensitivity
+from sfumato.privacy import clipping
+from sfumato.privacy.clipping import MOST_CUSTOMERS, BoundedSum, clipped_sensitivity
 
 anything = st.floats(allow_nan=True, allow_infinity=True)
 norms = st.floats(1e-6, 1e6)
@@ -102,7 +102,7 @@ def test_two_columns_in_one_cell_are_added_before_the_clip() -> None:
 
 def test_many_customers_are_the_sum_of_each(monkeypatch: pytest.MonkeyPatch) -> None:
     """More than one chunk, in either shape and with shared cells."""
-    monkeypatch.setattr(bounded, "_CHUNK", 64)
+    monkeypatch.setattr(clipping, "_CHUNK", 64)
     source = np.random.default_rng(0)
     rows = source.normal(size=(200, 7))
     each = sum(BoundedSum.of(Rows(rows[i : i + 1]), 1.5).total for i in range(200))
