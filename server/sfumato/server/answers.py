@@ -5,6 +5,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+MOST_NAMES = 6
+
 
 def print_answer(summary: dict[str, Any], answer: dict[str, Any], console: Console) -> None:
     """What was found, with its intervals, and what it cost."""
@@ -22,29 +24,31 @@ def print_answer(summary: dict[str, Any], answer: dict[str, Any], console: Conso
 
 
 def _table(table: dict[str, Any], level: float) -> Table:
-    columns = [" x ".join(table["columns"]), "customers", f"{level:.0%} interval", "share", "interval"]
     crossed = len(table["columns"]) > 1
-    if crossed:
-        columns += [f"of its {table['columns'][0]}", "interval"]
-    shown = Table(*columns, box=None)
+    columns = [" x ".join(table["columns"]), "customers"]
+    columns.append(f"share of its {table['columns'][0]}" if crossed else "share")
+    shown = Table(*columns, box=None, caption=f"in brackets: {level:.0%} intervals", caption_justify="left")
     for group in table["groups"]:
-        count, share = group["customers"], group["share"]
-        shown.add_row(
-            name_of(group["cells"]),
-            f"fewer than {group['fewer_than']:,}" if "fewer_than" in group else f"{count['value']:,.0f}",
-            f"{count['low']:,.0f} to {count['high']:,.0f}",
-            f"{share['value']:.1%}",
-            f"{share['low']:.1%} to {share['high']:.1%}",
-            *_of_row(group.get("share_of_row")),
-        )
+        share = group.get("share_of_row") if crossed else group["share"]
+        shown.add_row(name_of(group["cells"]), _count(group), _percent(share) if share else "")
     return shown
 
 
-def _of_row(share: dict[str, float] | None) -> tuple[str, ...]:
-    return (f"{share['value']:.1%}", f"{share['low']:.1%} to {share['high']:.1%}") if share else ()
+def _count(group: dict[str, Any]) -> str:
+    count = group["customers"]
+    if "fewer_than" in group:
+        return f"fewer than {group['fewer_than']:,}"
+    return f"{count['value']:,.0f} ({count['low']:,.0f} to {count['high']:,.0f})"
+
+
+def _percent(share: dict[str, float]) -> str:
+    return f"{share['value']:.1%} ({share['low']:.1%} to {share['high']:.1%})"
 
 
 def name_of(cells: list[Any]) -> str:
-    """A group's name; of a merged one, whom it is made of."""
+    """A group's name; of a merged one, whom it is made of, or the first of many."""
     names = [" x ".join(c) if isinstance(c, list | tuple) else str(c) for c in cells]
-    return names[0] if len(names) == 1 else f"merged: {', '.join(names)}"
+    if len(names) == 1:
+        return names[0]
+    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    return f"merged: {', '.join(names[:MOST_NAMES])}{more}"

@@ -87,6 +87,7 @@ class Conversation:
         self.report = report
         self.branches: dict[int, BranchRecord] = {}
         self.refused: list[dict[str, Any]] = []
+        self._missing: dict[str, str] = {}  # who gave no answer last, and why
         self._exchange = exchange
         self._enrolled = enrolled
 
@@ -112,6 +113,7 @@ class Conversation:
             elif not self._authentic(node, message):
                 self._drop(node, "is not who it says")
                 continue
+            self._missing.pop(self._name(node), None)
             answers[node] = (message, vector)
         for node, reason in gathered.dropped.items():
             self._drop(node, reason)
@@ -136,6 +138,7 @@ class Conversation:
         return True
 
     def _drop(self, node: int, reason: str) -> None:
+        self._missing[self._name(node)] = reason
         self.report({"event": "dropped", "branch": self._name(node), "reason": reason})
 
     def _note_refusal(self, node: int, message: messages.Refused) -> None:
@@ -159,7 +162,8 @@ class Conversation:
     def _require(self, count: int, what: str) -> None:
         needed = self.job.federation.min_branches
         if count < needed:
-            reasons = sorted({f"{r['branch']}: {r['text']}" for r in self.refused})
+            refused = {f"{r['branch']}: {r['text']}" for r in self.refused}
+            reasons = sorted(refused | {f"{name}: {why}" for name, why in self._missing.items()})
             raise JobFailed(
                 f"only {count} of at least {needed} branches {what}"
                 + (". " + "; ".join(reasons) if reasons else "")
