@@ -8,8 +8,8 @@ Reading        Leaf totals (G, H) with noise of std s become -G / (H + lambda + 
                under a Gaussian prior of std tau, so a leaf that the noise drowns stays near zero (H itself is drawn
                to what the schema's counts expect). A round adds the mean of its trees' steps.
 
-A tree is a grid of sixteen leaves: four features cut in two, or one cut in sixteen, which learns what that feature
-does by itself. Features are drawn in proportion to a power of their
+A tree is a grid of at most eight leaves: three features cut in two, two features cut in four and two, or one cut in
+eight, which learns what a feature does by itself. Features are drawn in proportion to a power of their
 noisy gain in the schema's counts, with a uniform floor; cuts are drawn evenly. Nothing is asked twice: the
 schema's counts by label stand in for a guide sum. After Maddock et al. 2022 (arXiv 2210.02910): random splits,
 batches of trees between two sums.
@@ -32,10 +32,9 @@ from sfumato.common.errors import BadInput
 from sfumato.common.learners.bins import Column, Schema
 from sfumato.common.learners.schema import label_codes
 
-LEAVES = 16
-# How many cuts each feature of a tree gets: one feature alone, or as many as there are to cut, at most four.
-SHAPES: tuple[tuple[int, ...], ...] = ((15,), (3, 3), (3, 1, 1), (1, 1, 1, 1))
-_FEATURES, _CUTS = 4, 15
+LEAVES = 8
+SHAPES = ((7,), (1, 1, 1), (3, 1))  # how many cuts each feature of a tree gets
+_FEATURES, _CUTS = 3, 7
 _SHAPE_NUMBERS = 1 + _FEATURES + _CUTS  # a tree's shape as float32; its leaves follow once they are known
 CURVATURE = 3.0
 SPREAD = 0.5  # how far a leaf's share is off the product of its features' shares
@@ -61,7 +60,7 @@ class Question(BaseModel):
     tau: float = Field(default=1.2, gt=0)
     ridge: float = Field(default=1.0, ge=0)
     power: float = Field(default=0.9, ge=0)
-    floor: float = Field(default=0.05, ge=0, le=1)
+    floor: float = Field(default=0.15, ge=0, le=1)
 
 
 class Tree(BaseModel):
@@ -206,9 +205,10 @@ class RandomTrees:
 
     def _draw(self, rng: np.random.Generator) -> Tree:  # noqa: TID251 - a type
         chances = self._chances
-        shape = SHAPES[0]
-        if rng.random() < self.question.interplay:
-            shape = SHAPES[min(int((chances > 0).sum()), _FEATURES) - 1]
+        possible = int((chances > 0).sum())
+        shape: tuple[int, ...] = SHAPES[0]
+        if possible > 1 and rng.random() < self.question.interplay:
+            shape = SHAPES[1] if possible > 2 else SHAPES[2]
         features = rng.choice(len(chances), len(shape), replace=False, p=chances)
         cuts = []
         for feature, count in zip(features, shape, strict=True):
