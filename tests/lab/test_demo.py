@@ -28,25 +28,27 @@ def processes_of(path: Path) -> list[str]:
     return found
 
 
-def test_twice_in_a_row(tmp_path: Path) -> None:
+def test_it_runs_and_again_in_the_same_place_interrupted_it_leaves_nothing(tmp_path: Path) -> None:
     out = tmp_path / "demo"
-    for _ in range(2):
-        done = subprocess.run([*COMMAND, "--out", str(out)], capture_output=True, text=True, timeout=240)
-        assert done.returncode == 0, done.stdout + done.stderr
-        summary = json.loads((out / "summary.json").read_text())
-        assert summary["ledger_verified"] is True
-        assert summary["branches"] == 4 and summary["rounds"] > 0 and summary["seconds"] > 0
-        assert 0 < summary["auc_low"] <= summary["auc"] <= summary["auc_high"] <= 1
-        assert 1.9 < summary["epsilon"] <= 2.0 and summary["delta"] == 1e-5
-        assert 1400 < summary["customers"] < 2600
-        assert "Ledgers verified: yes" in done.stdout and "Never sent" in done.stdout
-        assert "<svg" in (out / "report.html").read_text()
-        assert not (out / "federation").exists()
-        assert processes_of(out) == []
+    done = subprocess.run([*COMMAND, "--out", str(out)], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["ledger_verified"] is True
+    assert summary["branches"] == 4 and summary["rounds"] > 0 and summary["seconds"] > 0
+    assert 0 <= summary["auc_low"] <= summary["auc"] <= summary["auc_high"] <= 1
+    assert 1.9 < summary["epsilon"] <= 2.0 and summary["delta"] == 1e-5
+    assert 1400 < summary["customers"] < 2600
+    portrait = summary["portrait"]
+    assert 0.9 < portrait["epsilon"] <= 1.0 and portrait["sums"] == 1
+    counted = portrait["answer"]["customers"]
+    assert abs(counted["value"] - 2000) < 3 * (
+        counted["high"] - counted["low"]
+    )  # some 12 standard deviations
+    assert "Ledgers verified: yes" in done.stdout and "Never sent" in done.stdout
+    assert "<svg" in (out / "report.html").read_text()
+    assert not (out / "federation").exists()
+    assert processes_of(out) == []
 
-
-def test_interrupted_it_ends_everything(tmp_path: Path) -> None:
-    out = tmp_path / "demo"
     process = subprocess.Popen(
         [*COMMAND, "--out", str(out)],
         stdout=subprocess.PIPE,
