@@ -23,7 +23,7 @@ def reserved(small: Any, branch: str) -> float:
 
 
 def test_of_a_courier_the_job_goes_on_without_it_and_the_next_one_has_it_again(small: Any) -> None:
-    rounds = 100
+    rounds = 160
     run_id = small.whole.submit(small.job("courier-killed", rounds=rounds))
     small.in_mid_run(run_id)
     courier = small.pid(VICTIM, "courier")
@@ -52,7 +52,7 @@ def test_of_a_courier_the_job_goes_on_without_it_and_the_next_one_has_it_again(s
 
 
 def test_of_a_vault_the_job_ends_with_a_reason_and_the_vault_is_started_again(small: Any) -> None:
-    run_id = small.whole.submit(small.job("vault-killed", rounds=60, min_branches=3))
+    run_id = small.whole.submit(small.job("vault-killed", rounds=300, min_branches=3))
     small.in_mid_run(run_id)
     vault = small.pid(VICTIM, "vault")
     assert small.kill_tree(vault) == 1

@@ -126,7 +126,7 @@ def test_of_three_one_is_killed_and_the_job_ends_with_a_reason(
     small: Any, bank: SampleBank, process: str
 ) -> None:
     """There are repeats left, but a secure sum of two would protect nobody. The next job has all three again."""
-    run_id = small.whole.submit(net(bank, f"{process}-killed-in-sums", rounds=100))
+    run_id = small.whole.submit(net(bank, f"{process}-killed-in-sums", rounds=300))
     small.in_mid_run(run_id)
     killed = small.pid(VICTIM, process)
     assert small.kill_tree(killed) >= 1
