@@ -350,6 +350,7 @@ def captured(bank: SampleBank) -> Iterator[Captured]:
             results = {}
             run_id, results["session"] = run_job(federation, small(job, "session", 2))
             model = load_file(run_directory(home, run_id) / "model.safetensors")["weights"]
+            _, results["messages"] = run_job(federation, small(job, "messages", 1))
             _, results["refused"] = run_job(federation, small(job, "session", 1, epsilon=5.0))
             by_sums, results["secure"] = run_job(federation, secure(load_job(bank.secure_job), rounds=2))
             summed = load_file(run_directory(home, by_sums) / "model.safetensors")["weights"]
@@ -432,7 +433,7 @@ def test_the_scanner_finds_the_bank_itself(bank: SampleBank) -> None:
 @pytest.mark.slow
 def test_the_capture_holds_the_traffic(captured: Captured) -> None:
     """Else the next tests would be glad of nothing."""
-    assert captured.results["session"]["state"] == captured.results["portrait"]["state"] == "finished"
+    assert captured.results["session"]["state"] == captured.results["messages"]["state"] == "finished"
     assert captured.results["refused"]["state"] == "failed"
     questions = b"".join(captured.session.payloads("down"))
     answers = b"".join(captured.session.payloads("up"))
