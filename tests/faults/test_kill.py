@@ -1,5 +1,7 @@
 """kill -9 in mid-run of a courier, a vault and the coordinator: a clear end, nothing uncharged, and it goes on."""
 
+import os
+import signal
 import time
 from collections import Counter
 from typing import Any
@@ -55,6 +57,9 @@ def test_of_a_vault_the_job_ends_with_a_reason_and_the_vault_is_started_again(sm
     run_id = small.whole.submit(small.job("vault-killed", rounds=300, min_branches=3))
     small.in_mid_run(run_id)
     vault = small.pid(VICTIM, "vault")
+    # Held until it has a question: killed between two of them it would be back before anybody missed it.
+    os.kill(vault, signal.SIGSTOP)
+    time.sleep(2.0)
     assert small.kill_tree(vault) == 1
     state, result = small.ended(run_id)
     assert (state.sub_status, result["state"]) == ("failed", "failed")
