@@ -54,7 +54,7 @@ def test_of_a_courier_the_job_goes_on_without_it_and_the_next_one_has_it_again(s
 
 
 def test_of_a_vault_the_job_ends_with_a_reason_and_the_vault_is_started_again(small: Any) -> None:
-    run_id = small.whole.submit(small.job("vault-killed", rounds=300, min_branches=3))
+    run_id = small.whole.submit(small.job("vault-killed", rounds=1000, min_branches=3))
     small.in_mid_run(run_id)
     vault = small.pid(VICTIM, "vault")
     # Held until it has a question: killed between two of them it would be back before anybody missed it.
@@ -82,7 +82,7 @@ def test_of_a_vault_the_job_ends_with_a_reason_and_the_vault_is_started_again(sm
 
 
 def test_of_the_coordinator_a_fresh_one_says_how_the_run_ended(small: Any) -> None:
-    run_id = small.whole.submit(small.job("coordinator-killed", rounds=300))
+    run_id = small.whole.submit(small.job("coordinator-killed", rounds=1000))
     small.in_mid_run(run_id)
     assert small.kill_tree(*small.whole.coordinator.pids.values()) == 2, "SuperLink and executor"
     assert small.whole.result(run_id)["state"] == "running"
