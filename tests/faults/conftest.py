@@ -28,7 +28,7 @@ from sfumato.client.vault.service import open_vault
 from sfumato.common import messages
 from sfumato.common.codec import Vector, decode, encode
 from sfumato.common.contract import Contract, load_contract
-from sfumato.common.job import AnalysisJob, Job, SignedJob, load_job, sign_job
+from sfumato.common.job import AnalysisJob, ChurnNetJob, Job, SignedJob, load_job, sign_job
 from sfumato.common.messages import LedgerHead, ReleasedAnswer
 from sfumato.lab.federation import Federation
 from sfumato.lab.samplebank import SampleBank, generate
@@ -128,6 +128,22 @@ class Village:
                 "federation": {"min_branches": 3, "repeats": repeats} | federation,
                 "question": {"columns": ["product", "age"], "min_group": 1},
                 "audit": {"empty_slots": 8, "canaries": 8},
+            }
+        )
+
+    def net(self) -> ChurnNetJob:
+        """Who leaves: three steps of a small net, a secure sum each."""
+        return ChurnNetJob.model_validate(
+            {
+                "name": "net",
+                "kind": "churn-net",
+                "purpose": "Who leaves the village?",
+                "contract": "village",
+                "privacy": {"target_epsilon": 1.0, "delta": 1e-5, "mode": "secure-sum"},
+                "model": {"hidden": [4], "embedding_dim": 1, "bins": 4},
+                "training": {"rounds": 3, "local_steps": 1, "sample_rate": 1.0},
+                "federation": {"min_branches": 3},
+                "audit": {"empty_slots": 4, "canaries": 4},
             }
         )
 

@@ -13,10 +13,11 @@ import pytest
 from sfumato.common import analyses, codec, messages
 from sfumato.common.analyses.analysis import NoisySum
 from sfumato.common.errors import RefusalCode
-from sfumato.common.job import ChurnNetJob, sign_job
+from sfumato.common.job import sign_job
 from sfumato.lab.in_process import Answerer, InProcessExchange
 from sfumato.server.conversation import JobFailed
 from sfumato.server.job_run import JobOutcome, JobRun
+from sfumato.server.rounds import Rounds
 
 pytestmark = pytest.mark.slow
 
@@ -56,7 +57,7 @@ def run(
         valid_for=timedelta(hours=1),
     )
     events: list[dict[str, Any]] = []
-    job = JobRun(InProcessExchange(branches), signed, village.contract, events.append)
+    job = JobRun(Rounds(InProcessExchange(branches), signed, events.append))
     totals: dict[int, tuple[NoisySum, set[str]]] = {}
     ask = job.rounds.total
 
@@ -154,28 +155,12 @@ def test_a_vault_that_restarts_comes_back_with_a_new_key(village: Any) -> None:
     branches[gone] = Mortal(
         branches[gone], 4, after_answering=False
     )  # open, roster, size; not the first step
-    signed = sign_job(net_job(), village.contract, village.key, valid_for=timedelta(hours=1))
+    signed = sign_job(village.net(), village.contract, village.key, valid_for=timedelta(hours=1))
     events: list[dict[str, Any]] = []
-    job = JobRun(InProcessExchange(branches), signed, village.contract, events.append)
+    job = JobRun(Rounds(InProcessExchange(branches), signed, events.append))
     assert isinstance(job.run(), JobOutcome)
     sets = {slots.round: set(slots.members) for slots in job.rounds.slots}
     everyone, lost = set(village.names.values()), {village.names[node], village.names[gone]}
     assert sets[0] == everyone and sets[1] == everyone - lost
     assert sets[2] == sets[3] == sets[4] == everyone - {village.names[gone]}
     assert [set(e["without"]) for e in events if e["event"] == "repeat"] == [lost]
-
-
-def net_job() -> ChurnNetJob:
-    return ChurnNetJob.model_validate(
-        {
-            "name": "net",
-            "kind": "churn-net",
-            "purpose": "Who leaves the village?",
-            "contract": "village",
-            "privacy": {"target_epsilon": 1.0, "delta": 1e-5, "mode": "secure-sum"},
-            "model": {"hidden": [4], "embedding_dim": 1, "bins": 4},
-            "training": {"rounds": 3, "local_steps": 1, "sample_rate": 1.0},
-            "federation": {"min_branches": 3},
-            "audit": {"empty_slots": 4, "canaries": 4},
-        }
-    )

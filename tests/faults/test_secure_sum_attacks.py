@@ -14,11 +14,12 @@ from sfumato.client.home import signer
 from sfumato.common import codec, messages
 from sfumato.common.codec import Vector
 from sfumato.common.errors import RefusalCode
-from sfumato.common.job import ChurnNetJob, sign_job
+from sfumato.common.job import sign_job
 from sfumato.lab.in_process import Answerer, InProcessExchange, run_in_process
 from sfumato.privacy.secure_sum import JobKey, job_context
 from sfumato.server.conversation import JobFailed
 from sfumato.server.job_run import JobOutcome, JobRun
+from sfumato.server.rounds import Rounds
 
 pytestmark = pytest.mark.slow
 
@@ -217,24 +218,8 @@ def test_a_job_that_is_not_the_risk_teams_is_refused(village: Any, how: str) -> 
     assert (entry.body["code"], entry.job_id) == (code.value, signed.job_id)
 
 
-def net_job(village: Any) -> ChurnNetJob:
-    return ChurnNetJob.model_validate(
-        {
-            "name": "net",
-            "kind": "churn-net",
-            "purpose": "Who leaves the village?",
-            "contract": "village",
-            "privacy": {"target_epsilon": 1.0, "delta": 1e-5, "mode": "secure-sum"},
-            "model": {"hidden": [4], "embedding_dim": 1, "bins": 4},
-            "training": {"rounds": 3, "local_steps": 1, "sample_rate": 1.0},
-            "federation": {"min_branches": 3},
-            "audit": {"empty_slots": 4, "canaries": 4},
-        }
-    )
-
-
 def test_a_gradient_is_not_asked_with_other_weights_than_the_nets(village: Any) -> None:
-    job = village.opened(net_job(village))
+    job = village.opened(village.net())
     (answer, *_) = [job.roster(n) for n in village.vaults]
     assert isinstance(answer, messages.RosterAccepted)
     question = job.sum(job.names, round_=1, roster=answer.roster)
@@ -309,11 +294,11 @@ def test_a_second_share_changes_nothing(village: Any) -> None:
         return late[0]
 
     signed = sign_job(village.job(), village.contract, village.key, valid_for=HOUR)
-    job = JobRun(InProcessExchange(lying(village, change)), signed, village.contract, lambda _: None)
+    job = JobRun(Rounds(InProcessExchange(lying(village, change)), signed, lambda _: None))
     assert isinstance(job.run(), JobOutcome)
     again = sign_job(village.job(), village.contract, village.key, valid_for=HOUR)
     events: list[dict[str, Any]] = []
     branches = lying(village, change)  # sends the first job's share once more
-    outcome = JobRun(InProcessExchange(branches), again, village.contract, events.append).run()
+    outcome = JobRun(Rounds(InProcessExchange(branches), again, events.append)).run()
     assert isinstance(outcome, JobOutcome)
     assert [e["without"] for e in events if e["event"] == "repeat"] == [[village.names[BRANCHES]]]

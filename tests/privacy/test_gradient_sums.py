@@ -51,9 +51,8 @@ class Wrapped(nn.Module):
 
 
 def summed(net: nn.Module, n: int = 300, rate: float = 1.0, bound: float = 0.3, **more: object) -> np.ndarray:
-    encoded, labels = customers(n)
-    settings = {"sample_rate": rate, "max_grad_norm": bound, "rng": SecureRandom(SEED)} | more
-    return dpsgd.clipped_gradient_sum(net, encoded, labels, **settings)  # type: ignore[arg-type]
+    sums = dpsgd.GradientSums(net, *customers(n), max_grad_norm=bound, **more)  # type: ignore[arg-type]
+    return sums(sample_rate=rate, rng=SecureRandom(SEED))
 
 
 def one_by_one(
@@ -125,9 +124,10 @@ def test_a_row_from_nowhere_moves_the_sum_by_the_bound_at_most(wrap: type, value
     numeric = encoded.numeric.copy()
     numeric[7] = value
     hostile, others = Encoded(encoded.codes, numeric, CARDINALITIES), np.arange(50) != 7
-    settings = {"sample_rate": 1.0, "max_grad_norm": 0.25, "rng": SecureRandom(SEED)}
-    everyone = dpsgd.clipped_gradient_sum(net, hostile, labels, **settings)  # type: ignore[arg-type]
-    without = dpsgd.clipped_gradient_sum(net, hostile.take(others), labels[others], **settings)  # type: ignore[arg-type]
+    everyone, without = (
+        dpsgd.GradientSums(net, *given, max_grad_norm=0.25)(sample_rate=1.0, rng=SecureRandom(SEED))
+        for given in ((hostile, labels), (hostile.take(others), labels[others]))
+    )
     assert np.isfinite(everyone).all()
     assert np.linalg.norm(everyone - without) <= 0.25 * (1 + 1e-9)
 

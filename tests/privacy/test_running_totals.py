@@ -12,9 +12,10 @@ from dp_accounting.dp_event import DpEvent
 
 from sfumato.common.errors import LedgerBroken, Refusal, RefusalCode
 from sfumato.privacy import accounting as a
+from sfumato.privacy.accounting import POPULATIONS
 from sfumato.privacy.door import Door
 from sfumato.privacy.ledger import Ledger, Transaction
-from sfumato.privacy.running_totals import POPULATIONS, Curves, Standing
+from sfumato.privacy.running_totals import Curves, Standing
 
 KEY = Ed25519PrivateKey.from_private_bytes(b"\x02" * 32)
 DELTA = 1e-5

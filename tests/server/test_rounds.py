@@ -19,6 +19,7 @@ from sfumato.common.notes import Checkpoint, branch_origin, sign_checkpoint
 from sfumato.server.conversation import Enrolled, JobFailed
 from sfumato.server.exchange import Gathered
 from sfumato.server.job_run import JobRun
+from sfumato.server.rounds import Rounds
 from sfumato.server.training import federated_average
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "churn_modelling"
@@ -128,7 +129,7 @@ class Scripted:
 
 def run(branches: Mapping[int, Answerer], **options: Any) -> tuple[Any, Scripted, list[dict[str, Any]]]:
     exchange, events = Scripted(branches), []
-    return JobRun(exchange, SIGNED, CONTRACT, events.append, **options).run(), exchange, events
+    return JobRun(Rounds(exchange, SIGNED, events.append, **options)).run(), exchange, events
 
 
 def enrolled(*nodes: int) -> dict[int, Enrolled]:
@@ -173,7 +174,7 @@ def test_below_the_minimum_the_job_fails_with_a_reason_and_closes() -> None:
     exchange = Scripted({1: honest(1), 2: refuses})
     events: list[dict[str, Any]] = []
     with pytest.raises(JobFailed, match=r"only 1 of at least 2 branches opened.*budget would be exceeded"):
-        JobRun(exchange, SIGNED, CONTRACT, events.append, enrolled=enrolled(1, 2)).run()
+        JobRun(Rounds(exchange, SIGNED, events.append, enrolled=enrolled(1, 2))).run()
     refusal = next(e for e in events if e["event"] == "refused")
     assert (refusal["branch"], refusal["requested"], refusal["remaining"]) == ("branch-2", 2.3, 0.4)
     assert exchange.asked[-1] == ("close-job", (1,))

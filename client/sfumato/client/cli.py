@@ -220,21 +220,11 @@ def ledger(
     """Show, verify or export the record of everything released, refused and opened."""
     from sfumato.client.home import BranchHome
     from sfumato.client.status import describe_entry
-    from sfumato.common.private_files import write_new
+    from sfumato.privacy.cli import show_ledger
     from sfumato.privacy.ledger import Ledger
 
     record = Ledger.read(BranchHome(home).ledger)
-    if export is not None:
-        write_new(export, "".join(f"{line}\n" for line in record.export()).encode())
-        console.print(f"{export}: {record.verify()} entries")
-    elif verify:
-        console.print(f"The ledger verifies: {record.verify()} entries, root {record.signed_head().root}.")
-    else:
-        table = Table("#", "time (UTC)", "what", "job", "detail", box=None)
-        for entry in record.entries():
-            when = entry.time.strftime("%Y-%m-%d %H:%M:%S")
-            table.add_row(str(entry.seq), when, entry.kind, (entry.job_id or "")[:12], describe_entry(entry))
-        console.print(table)
+    show_ledger(record, console, describe_entry, verify=verify, export=export)
 
 
 @app.command()

@@ -16,6 +16,7 @@ from sfumato.common.job import AnalysisJob, ChurnNetJob, sign_job
 from sfumato.server.conversation import Report
 from sfumato.server.exchange import GONE, Gathered
 from sfumato.server.job_run import JobOutcome, JobRun
+from sfumato.server.rounds import Rounds
 
 Answerer = Callable[[bytes], bytes | None]
 
@@ -61,4 +62,4 @@ def run_in_process(
 ) -> JobOutcome:
     """One job over these branches. Raises JobFailed."""
     signed = sign_job(job, contract, key, valid_for=timedelta(hours=24))
-    return JobRun(InProcessExchange(branches), signed, contract, report).run()
+    return JobRun(Rounds(InProcessExchange(branches), signed, report)).run()

@@ -47,6 +47,7 @@ from sfumato.privacy.ledger import Ledger
 from sfumato.server.conversation import Report
 from sfumato.server.exchange import MessageExchange
 from sfumato.server.job_run import JobOutcome, JobRun
+from sfumato.server.rounds import Rounds
 
 RAY_SETTINGS = {
     "RAY_worker_niceness": "0",  # at ray's own 15 a busy machine starves the vaults until their answers are late
@@ -260,7 +261,7 @@ def _run(
     def main(grid: Grid, context: Context) -> None:
         exchange = MessageExchange(grid)
         try:
-            finished.append(JobRun(exchange, signed, contract, report).run())
+            finished.append(JobRun(Rounds(exchange, signed, report)).run())
         except Exception as e:
             failed.append(e)
         finally:

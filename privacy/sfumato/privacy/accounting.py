@@ -23,9 +23,9 @@ from dp_accounting.rdp import RdpAccountant
 from sfumato.common.canonical import canonical_bytes
 
 Curve = npt.NDArray[np.float64]
-Population = Literal[
-    "training", "holdout", "all"
-]  # whose cost: customers are in one of the first two for good
+# Whose cost: customers are in one of the first two for good.
+Population = Literal["training", "holdout", "all"]
+POPULATIONS: tuple[Literal["training", "holdout"], ...] = ("training", "holdout")
 
 ORDERS: tuple[float, ...] = (
     *(1 + x / 10 for x in range(1, 100)),
@@ -237,6 +237,11 @@ class Account:
 
     def __init__(self) -> None:
         self.curve = zero_curve()
+
+    def copy(self) -> "Account":
+        other = Account()
+        other.curve = self.curve.copy()
+        return other
 
     def add(self, event: DpEvent) -> None:
         self.curve += _curve_of(event)

@@ -1,5 +1,6 @@
 """`sfumato audit …`: what a compliance officer checks without asking anybody."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,9 +10,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from sfumato.common.errors import BadInput
+from sfumato.common.private_files import write_new
 
 if TYPE_CHECKING:
     from sfumato.privacy.audit import Finding, Verdict
+    from sfumato.privacy.entries import Entry
+    from sfumato.privacy.ledger import Ledger
 
 audit = typer.Typer(help="Check what was promised: the record, and the running code.", no_args_is_help=True)
 console = Console(highlight=False)
@@ -130,3 +134,26 @@ _MEANING = {
     "flagged": "Correct code is flagged by {:.2g} of so many tests on average: look again, nothing is withheld.",
     "contradicted": "The code did not do what was claimed: the coordinator publishes nothing of this run.",
 }
+
+
+def show_ledger(
+    record: "Ledger",
+    console: Console,
+    describe: "Callable[[Entry], str]",
+    *,
+    verify: bool,
+    export: Path | None,
+    kept: Sequence[str] = (),
+) -> None:
+    """What every role's `ledger` command does: write the record whole (with `kept` notes), check it, or list it."""
+    if export is not None:
+        write_new(export, "".join(f"{line}\n" for line in record.export(*kept)).encode())
+        console.print(f"{export}: {record.verify()} entries")
+    elif verify:
+        console.print(f"The ledger verifies: {record.verify()} entries, root {record.signed_head().root}.")
+    else:
+        table = Table("#", "time (UTC)", "what", "job", "detail", box=None)
+        for entry in record.entries():
+            when = entry.time.strftime("%Y-%m-%d %H:%M:%S")
+            table.add_row(str(entry.seq), when, entry.kind, (entry.job_id or "")[:12], describe(entry))
+        console.print(table)

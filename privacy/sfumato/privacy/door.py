@@ -19,10 +19,10 @@ from sfumato.common.codec import Vector
 from sfumato.common.errors import Refusal, RefusalCode
 from sfumato.common.messages import Cost, ReleasedAnswer, What
 from sfumato.privacy import accounting, secure_sum
-from sfumato.privacy.accounting import Population
+from sfumato.privacy.accounting import POPULATIONS, Population
 from sfumato.privacy.ledger import Entry, Ledger, Transaction
 from sfumato.privacy.mechanisms import Mechanism
-from sfumato.privacy.running_totals import POPULATIONS, Curves, OpenJob, Standing, of, planned_curves
+from sfumato.privacy.running_totals import Curves, OpenJob, Standing, of, planned_curves
 
 _SEAL = object()
 

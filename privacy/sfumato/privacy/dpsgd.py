@@ -186,21 +186,6 @@ class GradientSums:
                 module.zero_grad(set_to_none=True)
 
 
-def clipped_gradient_sum(
-    net: nn.Module,
-    encoded: Encoded,
-    labels: npt.NDArray[Any],
-    *,
-    sample_rate: float,
-    max_grad_norm: float,
-    rng: SecureRandom,
-    phantoms: Phantoms | None = None,
-) -> npt.NDArray[np.float64]:
-    """One of the GradientSums: float64 [P + slots], no noise. Labels are 0/1, [n]. Raises as it does."""
-    sums = GradientSums(net, encoded, labels, max_grad_norm=max_grad_norm, phantoms=phantoms)
-    return sums(sample_rate=sample_rate, rng=rng)
-
-
 def _chunks(rows: npt.NDArray[np.int64], size: int) -> list[npt.NDArray[np.int64]]:
     return [rows[i : i + size] for i in range(0, len(rows), size)]
 

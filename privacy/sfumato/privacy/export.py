@@ -21,7 +21,7 @@ from sfumato.common.enrolment import ed25519_public_key, ed25519_text
 from sfumato.common.errors import LedgerBroken
 from sfumato.common.notes import COSIGNATURE, Checkpoint, SignedNote, key_id, verify_checkpoint
 from sfumato.privacy.entries import Entry, Replay
-from sfumato.privacy.recount import Account
+from sfumato.privacy.recount import Recount
 
 
 def entry_line(raw: bytes, digest: str, root: str) -> str:
@@ -57,7 +57,7 @@ class Verified:
     cosigned: tuple[Cosigned, ...]
     not_checked: int  # signature lines of others whose keys were not given
     since: tuple[int, ...]  # sizes of the kept checkpoints that this ledger continues
-    account: Account
+    account: Recount
 
 
 class ExportCheck:
@@ -69,7 +69,7 @@ class ExportCheck:
     def __init__(self, name: str, since: Sequence[str] = ()) -> None:
         self._name = name
         self._replay = Replay(name)
-        self._account = Account()
+        self._account = Recount()
         self._since = [_parsed(note, name) for note in since]
         self._roots = [self._replay.root]  # by size
         self._notes: list[str] = []

@@ -22,9 +22,8 @@ from sfumato.privacy import accounting
 from sfumato.privacy.accounting import Population
 from sfumato.privacy.clipping import clipped_sensitivity
 
-MOST_SUMMED = (
-    1 << 21
-)  # customers of a branch in one sum of gradients: public, so that the noise tells no size
+# Customers of a branch in one sum of gradients: public, so that the noise tells no size.
+MOST_SUMMED = 1 << 21
 ROUNDS_A_REPEAT = 20  # of secure sums, where the job does not say how many repeats it pays for
 
 

@@ -2,29 +2,28 @@
 
 from typing import Self
 
-import numpy as np
 from dp_accounting.dp_event import DpEvent
+from dp_accounting.privacy_accountant import UnsupportedEventError
 
 from sfumato.common.errors import LedgerBroken
 from sfumato.privacy import accounting
+from sfumato.privacy.accounting import POPULATIONS, Account
 from sfumato.privacy.entries import Entry
 
-_SLACK = 1e-9  # relative: many small curves against one large curve
 
-
-class Account:
+class Recount:
     """Takes a ledger's entries in order and adds up its charges, by population."""
 
     def __init__(self) -> None:
         self.budget: float | None = None
         self.delta = 0.0
-        self._curves: dict[str, accounting.Curve] = {}
+        self._accounts: dict[str, Account] = {}
         self._events: dict[str, list[DpEvent]] = {}
 
     def copy(self) -> Self:
         other = type(self)()
         other.budget, other.delta = self.budget, self.delta
-        other._curves = dict(self._curves)
+        other._accounts = {p: account.copy() for p, account in self._accounts.items()}
         other._events = {p: list(e) for p, e in self._events.items()}
         return other
 
@@ -37,28 +36,27 @@ class Account:
             if entry.kind != "charge":
                 return
             event = accounting.decode_event(entry.body["event"])
-            populations = _populations(entry.body["population"])
-        except (KeyError, ValueError, TypeError):
+            for population in _populations(entry.body["population"]):
+                self._accounts.setdefault(population, Account()).add(event)
+                self._events.setdefault(population, []).append(event)
+        except (KeyError, ValueError, TypeError, UnsupportedEventError):
             raise LedgerBroken(f"{name}: entry {entry.seq} says nothing that could be added up") from None
-        for population in populations:
-            curve = self._curves.get(population, accounting.zero_curve()) + accounting.rdp_curve(event)
-            self._curves[population] = curve
-            self._events.setdefault(population, []).append(event)
-            if self.budget is None or self._epsilon(curve) > self.budget * (1 + _SLACK):
-                raise LedgerBroken(f"{name}: entry {entry.seq} spends beyond the budget of entry 0")
+        spent = max(account.epsilon(self.delta) for account in self._accounts.values())
+        if self.budget is None or spent > self.budget * (1 + accounting.SLACK):
+            raise LedgerBroken(f"{name}: entry {entry.seq} spends beyond the budget of entry 0")
 
     def spent(self) -> dict[str, tuple[float, float]]:
         """By population: epsilon at `delta` by the Rényi filter, and by privacy-loss distributions (PLD)."""
         return {
-            population: (self._epsilon(curve), accounting.pld_epsilon(self._events[population], self.delta))
-            for population, curve in sorted(self._curves.items())
+            population: (
+                account.epsilon(self.delta),
+                accounting.pld_epsilon(self._events[population], self.delta),
+            )
+            for population, account in sorted(self._accounts.items())
         }
-
-    def _epsilon(self, curve: accounting.Curve) -> float:
-        return accounting.filter_epsilon(np.asarray(curve, dtype=np.float64), self.delta)
 
 
 def _populations(named: str) -> tuple[str, ...]:
-    if named not in ("training", "holdout", "all"):
+    if named not in (*POPULATIONS, "all"):
         raise ValueError("not a population")
-    return ("training", "holdout") if named == "all" else (named,)
+    return POPULATIONS if named == "all" else (named,)

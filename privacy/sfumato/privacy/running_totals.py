@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,10 +17,9 @@ from dp_accounting.privacy_accountant import UnsupportedEventError
 from sfumato.common.canonical import canonical_bytes
 from sfumato.common.errors import LedgerBroken
 from sfumato.privacy import accounting
-from sfumato.privacy.accounting import Curve
+from sfumato.privacy.accounting import POPULATIONS, Curve
 from sfumato.privacy.ledger import Entry, Transaction
 
-POPULATIONS: tuple[Literal["training", "holdout"], ...] = ("training", "holdout")
 Curves = npt.NDArray[np.float64]  # [population, order]: one curve of accounting a population
 Round = tuple[int, str]  # its number, and what was asked
 

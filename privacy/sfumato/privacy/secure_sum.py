@@ -156,6 +156,11 @@ class Pairing:
     def roster_hash(self) -> str:
         return self._roster.hash
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Whose keys are in the roster."""
+        return self._roster.names
+
     def check(self, *, round_: int, members: Sequence[str]) -> None:
         """Raise Refusal where `mask` would, before anything is paid for."""
         self._check(members)

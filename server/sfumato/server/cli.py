@@ -108,25 +108,13 @@ def coordinator_ledger(
     ] = None,
 ) -> None:
     """Show, verify or export the coordinator's own record: jobs, what they left, each branch's checkpoints."""
-    from sfumato.common.private_files import write_new
+    from sfumato.privacy.cli import show_ledger
     from sfumato.server.home import CoordinatorHome
     from sfumato.server.ledger import describe_entry
 
     loaded = CoordinatorHome.load(home)
-    record = loaded.open_ledger()
-    if export is not None:
-        cosigned = loaded.cosigned.note
-        lines = record.export(*([cosigned] if cosigned else []))
-        write_new(export, "".join(f"{line}\n" for line in lines).encode())
-        console.print(f"{export}: {record.verify()} entries")
-    elif verify:
-        console.print(f"The ledger verifies: {record.verify()} entries, root {record.signed_head().root}.")
-    else:
-        table = Table("#", "time (UTC)", "what", "job", "detail", box=None)
-        for entry in record.entries():
-            when = entry.time.strftime("%Y-%m-%d %H:%M:%S")
-            table.add_row(str(entry.seq), when, entry.kind, (entry.job_id or "")[:12], describe_entry(entry))
-        console.print(table)
+    kept = [note] if export is not None and (note := loaded.cosigned.note) else []
+    show_ledger(loaded.open_ledger(), console, describe_entry, verify=verify, export=export, kept=kept)
 
 
 @coordinator.command("start")

@@ -2,7 +2,6 @@
 
 import contextlib
 import time
-from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -12,13 +11,11 @@ import numpy.typing as npt
 from sfumato.common import analyses
 from sfumato.common.analyses import score_histogram
 from sfumato.common.analyses.analysis import Analysis, NoisySum
-from sfumato.common.contract import Contract
 from sfumato.common.errors import BadInput, SfumatoError
-from sfumato.common.job import AnalysisJob, ChurnNetJob, SignedJob
+from sfumato.common.job import AnalysisJob, ChurnNetJob
 from sfumato.privacy import audit
 from sfumato.privacy.phantoms import Phantoms
-from sfumato.server.conversation import Enrolled, JobFailed, Report, Weights
-from sfumato.server.exchange import Exchange
+from sfumato.server.conversation import JobFailed, Weights
 from sfumato.server.rounds import Rounds
 from sfumato.server.training import Trained, train
 
@@ -31,7 +28,6 @@ class JobOutcome:
     summary: dict[str, Any]
     weights: Weights | None = None
     histogram: npt.NDArray[np.float64] | None = None
-    noise_variance: float = 0.0
     metrics: score_histogram.ScoreMetrics | None = None
     answer: dict[str, Any] | None = None
     evidence: tuple[audit.SumEvidence, ...] = field(default=(), repr=False)
@@ -54,28 +50,10 @@ class ClaimContradicted(JobFailed):
 
 
 class JobRun:
-    """One signed job over one exchange; see `Rounds` for the arguments."""
+    """One signed job, by its rounds."""
 
-    def __init__(
-        self,
-        exchange: Exchange,
-        signed: SignedJob,
-        contract: Contract,
-        report: Report,
-        *,
-        enrolled: Mapping[int, Enrolled] | None = None,
-        left_open: Iterable[str] = (),
-        join_timeout: float = 120.0,
-    ) -> None:
-        self.rounds = Rounds(
-            exchange,
-            signed,
-            contract,
-            report,
-            enrolled=enrolled,
-            left_open=left_open,
-            join_timeout=join_timeout,
-        )
+    def __init__(self, rounds: Rounds) -> None:
+        self.rounds = rounds
 
     def run(self) -> JobOutcome:
         """Raises JobFailed with the reason; reservations at the branches are released either way."""
@@ -123,7 +101,7 @@ class JobRun:
         evidence: tuple[audit.SumEvidence, ...],
     ) -> JobOutcome:
         metrics = score_histogram.read(trained.histogram, trained.noise_variance)
-        customers = trained.customers / (1 - self.rounds.contract.holdout_fraction)
+        customers = trained.customers / (1 - self.rounds.signed.contract.holdout_fraction)
         summary |= {
             "auc": metrics.auc.value,
             "auc_low": metrics.auc.low,
@@ -137,7 +115,6 @@ class JobRun:
             summary,
             weights=trained.weights,
             histogram=trained.histogram,
-            noise_variance=trained.noise_variance,
             metrics=metrics,
             evidence=evidence,
         )
@@ -162,7 +139,7 @@ class JobRun:
 
 
 def _ask(rounds: Rounds, job: AnalysisJob) -> tuple[Analysis, list[NoisySum]]:
-    analysis = analyses.build(job.kind, job.question, rounds.contract)
+    analysis = analyses.build(job.kind, job.question, rounds.signed.contract)
     totals: list[NoisySum] = []
     for round_ in range(len(analysis.shares)):
         totals.append(rounds.total(round_, analysis.length(round_), analysis.ask(round_, totals)))

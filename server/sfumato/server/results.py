@@ -63,7 +63,7 @@ def run_job(
     job = {"job": signed.job.name, "job_id": signed.job_id, "expires_at": signed.expires_at.isoformat()}
     record_start(ledger, signed, out_dir.name)
     try:
-        run = JobRun(exchange, signed, signed.contract, report, enrolled=enrolled, left_open=tuple(earlier))
+        rounds = Rounds(exchange, signed, report, enrolled=enrolled, left_open=tuple(earlier))
     except SfumatoError as e:  # the question does not fit the contract: nobody was asked
         nobody: dict[str, Any] = {"refused": [], "open_at": [], "per_branch": []}
         store_state(out_dir, {"state": "failed", **job, "reason": e.message, **nobody})
@@ -71,12 +71,13 @@ def run_job(
         raise
     names = sorted(b.name for b in branches.values())
     store_state(out_dir, {"state": "running", **job, "open_at": names})
-    rounds = run.rounds
+    run = JobRun(rounds)
     try:
         outcome = run.run()
     except BaseException as e:
-        verdict = "contradicted" if isinstance(e, ClaimContradicted) else None
+        verdict = None
         if isinstance(e, ClaimContradicted):
+            verdict = "contradicted"
             write_whole(out_dir / "audit.json", audit.to_json(e.evidence).encode())
         reason = e.message if isinstance(e, SfumatoError) else f"internal: {type(e).__name__}"
         state = {**job, "reason": reason, "refused": rounds.refused, "open_at": rounds.open_at}
@@ -90,7 +91,7 @@ def run_job(
             note_closed(earlier[job_id], closed)
     outcome.summary.update(expires_at=job["expires_at"], open_at=rounds.open_at)
     store_outcome(out_dir, outcome)
-    verdict = audit.assess(outcome.evidence).outcome
+    verdict = outcome.summary["audit"]
     outcome.summary["cosigned_by"] = _witnessed(rounds, ledger, cosigned, out_dir, "finished", verdict)
     report({"event": "finished", **outcome.summary})
     return outcome

@@ -17,7 +17,6 @@ import numpy.typing as npt
 from sfumato.common import codec, fixed_point, messages
 from sfumato.common.analyses.analysis import NoisySum
 from sfumato.common.codec import FrameError
-from sfumato.common.contract import Contract
 from sfumato.common.errors import LedgerBroken, RefusalCode
 from sfumato.common.job import SignedJob
 from sfumato.common.notes import SignedNote, branch_origin
@@ -77,7 +76,6 @@ class Rounds(Conversation):
         self,
         exchange: Exchange,
         signed: SignedJob,
-        contract: Contract,
         report: Report,
         *,
         enrolled: Mapping[int, Enrolled] | None = None,
@@ -85,8 +83,7 @@ class Rounds(Conversation):
         join_timeout: float = 120.0,
     ) -> None:
         super().__init__(exchange, signed, report, enrolled)
-        self.contract = contract
-        self.plan = Plan.of(signed.job, contract)
+        self.plan = Plan.of(signed.job, signed.contract)
         self.slots: list[Slots] = []
         self.sums = 0  # asked for, repeats included
         self.given_back: dict[str, set[str]] = {}

@@ -39,7 +39,7 @@ def train(rounds: Rounds, job: ChurnNetJob) -> Trained:
 
 
 def _by_secure_sums(rounds: Rounds, job: ChurnNetJob) -> Trained:
-    net = churn_net.build(rounds.contract, job.model, job.training.seed)
+    net = churn_net.build(rounds.signed.contract, job.model, job.training.seed)
     weights = churn_net.flatten(net)
     customers = max(1.0, float(rounds.total(0, 1).values[0]))
     descent = Descent(weights, job.training)
@@ -71,7 +71,7 @@ class Descent:
 
 
 def _by_federated_averaging(rounds: Rounds, job: ChurnNetJob) -> Trained:
-    net = churn_net.build(rounds.contract, job.model, job.training.seed)
+    net = churn_net.build(rounds.signed.contract, job.model, job.training.seed)
     weights = churn_net.flatten(net)
     _count(rounds)
     for round_ in range(1, job.training.rounds + 1):

@@ -28,7 +28,7 @@ from sfumato.common.contract import Contract
 from sfumato.common.errors import Refusal, RefusalCode
 from sfumato.common.job import ANY_JOB, AnalysisJob, ChurnNetJob, Job, SignedJob
 from sfumato.common.learners import churn_net
-from sfumato.privacy import accounting, dpsgd
+from sfumato.privacy import dpsgd
 from sfumato.privacy.door import Door, Released
 from sfumato.privacy.keys import Keyring
 from sfumato.privacy.ledger import Entry, Ledger
@@ -184,7 +184,7 @@ class Vault:
                 job_id=signed.job_id,
                 branch=self.branch,
                 planned=reserved.body["planned"],
-                epsilon=max(accounting.pld_epsilon([e], privacy.delta) for e in plan.events.values()),
+                epsilon=plan.epsilon(),
                 delta=privacy.delta,
                 noise_multiplier=plan.noise_multiplier,
                 key=self._sums.share(signed.job_id, signed.job, signed.job_hash),

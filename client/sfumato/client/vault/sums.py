@@ -1,4 +1,4 @@
-"""A job's secure sums at one branch: its key, the roster it accepted, its phantom customers, the masks.
+"""A job's secure sums at one branch: its key, the rosters it accepted, the masks.
 
 All of it lives in memory. A vault that restarts has a new key and says so (`unknown-roster`); the coordinator then
 opens the job again, and the others accept another roster, whose masks are other masks.
@@ -25,8 +25,7 @@ MOST_JOBS = 64
 @dataclass
 class _Keys:
     own: JobKey
-    # By roster hash, the latest few: the masks, and whose keys are in them.
-    pairings: dict[str, tuple[Pairing, tuple[str, ...]]] = field(default_factory=dict)
+    pairings: dict[str, Pairing] = field(default_factory=dict)  # by roster hash; the latest few
 
 
 class SecureSums:
@@ -71,7 +70,7 @@ class SecureSums:
         if roster.hash not in keys.pairings:
             while len(keys.pairings) >= 8:
                 keys.pairings.pop(next(iter(keys.pairings)))
-            keys.pairings[roster.hash] = Pairing(keys.own, roster), roster.names
+            keys.pairings[roster.hash] = Pairing(keys.own, roster)
         return roster.hash
 
     def check_set(self, question: messages.Sum, job: Job) -> None:
@@ -89,12 +88,11 @@ class SecureSums:
         of that round and set any more.
         """
         keys = self._jobs.get(question.job_id)
-        found = keys.pairings.get(question.roster or "") if keys else None
-        if found is None:
+        pairing = keys.pairings.get(question.roster or "") if keys else None
+        if pairing is None:
             raise Refusal(RefusalCode.UNKNOWN_ROSTER)
-        pairing, names = found
         members = question.members
-        if not set(members) <= set(names):
+        if not set(members) <= set(pairing.names):
             raise Refusal(RefusalCode.BAD_ROSTER)
         pairing.check(round_=question.round, members=members)
 
