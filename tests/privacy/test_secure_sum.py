@@ -7,6 +7,7 @@ import base64
 import copy
 import hashlib
 import hmac
+import os
 import pickle
 from collections.abc import Sequence
 
@@ -182,6 +183,17 @@ def test_the_keystream_is_plain_ctr_from_block_two() -> None:
     assert (vector + np.uint64(1) == np.frombuffer(plain, dtype="<u8")).all()
     keystream.apply(vector, [(key, False)])
     assert (vector == np.uint64(2**64 - 1)).all()
+
+
+def test_many_streams_in_two_threads_are_the_sum_of_each_alone() -> None:
+    streams = [(os.urandom(32), i % 3 != 0) for i in range(7)]
+    length = keystream._WORTH_A_THREAD // len(streams) + 1
+    alone = np.arange(length, dtype=np.uint64)
+    together = alone.copy()
+    for stream in streams:
+        keystream.apply(alone, [stream])
+    keystream.apply(together, streams)
+    assert (alone == together).all()
 
 
 def test_the_keystream_of_the_zero_key_is_the_published_one() -> None:
