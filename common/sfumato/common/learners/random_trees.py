@@ -264,14 +264,25 @@ class RandomTrees:
         if asked is None:
             raise ValueError("trees are asked with the model so far")
         forest, new = decode(asked, self.question.trees, round_)
+        self._check((*forest.trees, *new))
+        return forest, new
+
+    def finished_forest(self, asked: Asked | None) -> Forest:
+        """The model after the last round, as `encode(forest, ())`. Raises ValueError on anything else."""
+        if asked is None:
+            raise ValueError("a model is read from its numbers")
+        forest, _ = decode(asked, self.question.trees, self.question.rounds, grown_only=True)
+        self._check(forest.trees)
+        return forest
+
+    def _check(self, trees: tuple[Tree, ...]) -> None:
         cardinalities = self.schema.cardinalities
-        for tree in (*forest.trees, *new):
+        for tree in trees:
             for feature, cuts in zip(tree.features, tree.cuts, strict=True):
                 if not (
                     0 <= feature < len(cardinalities) and cuts[0] >= 1 and cuts[-1] <= cardinalities[feature]
                 ):
                     raise ValueError("a tree cuts what the schema does not have")
-        return forest, new
 
 
 def _best_cut(column: Column, rate: float) -> float:
@@ -309,16 +320,19 @@ def _shape(tree: Tree) -> list[float]:
     return [SHAPES.index(tuple(map(len, tree.cuts))), *features, *cuts, *[0] * (_CUTS - len(cuts))]
 
 
-def decode(asked: Asked, trees: int, rounds: int) -> tuple[Forest, tuple[Tree, ...]]:
-    """The model of so many rounds, and the new trees. Raises ValueError on anything that `encode` does not make."""
-    grown = trees * rounds
+def decode(
+    asked: Asked, trees: int, rounds: int, *, grown_only: bool = False
+) -> tuple[Forest, tuple[Tree, ...]]:
+    """The model of so many rounds, and the new trees (with `grown_only`, there are none). Raises ValueError on
+    anything that `encode` does not make."""
+    grown, coming = trees * rounds, 0 if grown_only else trees
     width = _SHAPE_NUMBERS + LEAVES
-    if asked.dtype != np.float32 or asked.shape != (1 + grown * width + trees * _SHAPE_NUMBERS,):
+    if asked.dtype != np.float32 or asked.shape != (1 + grown * width + coming * _SHAPE_NUMBERS,):
         raise ValueError("the model so far has another length")
     if not np.isfinite(asked).all():
         raise ValueError("a model's numbers are finite")
     old = asked[1 : 1 + grown * width].reshape(grown, width).astype(np.float64)
-    new = asked[1 + grown * width :].reshape(trees, _SHAPE_NUMBERS).astype(np.float64)
+    new = asked[1 + grown * width :].reshape(coming, _SHAPE_NUMBERS).astype(np.float64)
     forest = Forest(
         base=float(asked[0]),
         trees=tuple(_tree(t[:_SHAPE_NUMBERS], tuple(t[_SHAPE_NUMBERS:].tolist())) for t in old),
