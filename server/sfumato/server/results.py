@@ -90,6 +90,7 @@ def run_job(
         for job_id, closed in rounds.given_back.items():
             note_closed(earlier[job_id], closed)
     outcome.summary.update(expires_at=job["expires_at"], open_at=rounds.open_at)
+    write_whole(out_dir / "job.json", signed.model_dump_json(indent=1).encode())
     store_outcome(out_dir, outcome)
     verdict = outcome.summary["audit"]
     outcome.summary["cosigned_by"] = _witnessed(rounds, ledger, cosigned, out_dir, "finished", verdict)

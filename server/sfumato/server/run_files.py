@@ -6,6 +6,8 @@ histogram.json       the noisy score-by-label counts that every metric is read f
 answer.json          what an analysis found: every number with its interval
 checkpoint           of the coordinator's ledger after the run, with the branches' cosignatures
 audit.json           what came out of the phantom slots (see privacy.audit)
+job.json             the signed job, and with it the contract
+closed.json          branches that closed the job after its end; the ledger has result.json's hash, so that stays
 """
 
 import json
@@ -41,9 +43,17 @@ def store_state(directory: Path, state: dict[str, Any]) -> None:
 def read_result(directory: Path) -> dict[str, Any]:
     """Raises BadInput if the job left nothing there."""
     try:
-        return dict(json.loads((directory / "result.json").read_text()))
+        result = dict(json.loads((directory / "result.json").read_text()))
     except FileNotFoundError:
         raise BadInput(f"{directory}: no result of a job here") from None
+    if closed := _closed(directory):
+        result["open_at"] = sorted(set(result["open_at"]) - closed)
+    return result
+
+
+def _closed(directory: Path) -> set[str]:
+    path = directory / "closed.json"
+    return set(json.loads(path.read_text())) if path.is_file() else set()
 
 
 def read_histogram(directory: Path) -> npt.NDArray[np.float64] | None:
@@ -88,8 +98,7 @@ def left_open(runs: Path) -> dict[str, Path]:
 
 def note_closed(directory: Path, branches: set[str]) -> None:
     """These branches have closed the job of an earlier run."""
-    result = read_result(directory)
-    store_state(directory, {**result, "open_at": sorted(set(result["open_at"]) - branches)})
+    write_whole(directory / "closed.json", json.dumps(sorted(_closed(directory) | branches)).encode())
 
 
 def _results(runs: Path) -> list[tuple[Path, dict[str, Any]]]:
