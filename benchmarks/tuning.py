@@ -23,6 +23,7 @@ from sfumato.common.learners.encoding import Encoded, Encoder
 from sfumato.privacy import accounting, dpsgd
 from sfumato.privacy.noise import SecureRandom
 from sfumato.privacy.plan import Plan
+from sfumato.server import strategies
 from sfumato.server.training import Descent
 
 
@@ -77,7 +78,7 @@ def federate(
     by_size: bool,
     keep_state: bool = False,
 ) -> churn_net.ChurnNet:
-    """Rounds of local DP-SGD from the same weights, then their average (equal, or by noisy size)."""
+    """Rounds of local DP-SGD from the same weights, then their adapted average (equal, or by noisy size)."""
     t, rng = job.training, SecureRandom()
     net = churn_net.build(contract, job.model, t.seed)
     weights = churn_net.flatten(net)
@@ -85,7 +86,8 @@ def federate(
     sizes = [max(1, len(y) + int(rng.discrete_laplace(1, scale)[0])) for _, y in parts]
     shares = np.array(sizes, dtype=np.float64) if by_size else np.ones(len(parts))
     states: list[dpsgd.OptimizerState | None] = [None] * len(parts)
-    for _ in range(t.rounds):
+    adapt = strategies.strategy(t)
+    for round_ in range(1, t.rounds + 1):
         total = np.zeros(weights.size)
         for i, (encoded, y) in enumerate(parts):
             churn_net.load(net, weights)
@@ -100,12 +102,13 @@ def federate(
                 learning_rate=t.learning_rate,
                 optimizer=t.optimizer,
                 expected_batch_size=max(1.0, t.sample_rate * sizes[i]),
+                proximal_mu=t.proximal_mu if t.strategy == "fedprox" else 0.0,
                 rng=rng,
                 state=states[i],
             )
             states[i] = state if keep_state else None  # the vault starts each round afresh
             total += churn_net.flatten(net) * (shares[i] / shares.sum())
-        weights = total.astype(np.float32)
+        weights = adapt.step(round_, weights, total.astype(np.float32))
     churn_net.load(net, weights)
     return net
 

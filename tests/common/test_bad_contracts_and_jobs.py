@@ -267,6 +267,25 @@ BAD_JOBS = [
         "training.optimizer: Input should be 'adam' or 'sgd'",
     ),
     (
+        "pull-without-fedprox",
+        "rounds = 10",
+        "rounds = 10\nproximal_mu = 0.5",
+        'training: proximal_mu does nothing with strategy = "fedavg": it goes with "fedprox"',
+    ),
+    (
+        "server-step-without-fedadam",
+        "rounds = 10",
+        'rounds = 10\nstrategy = "fedprox"\nserver_tau = 0.5',
+        'training: server_tau does nothing with strategy = "fedprox": it goes with "fedadam"',
+    ),
+    (
+        "strategy-of-secure-sums",
+        "= 2.0\n\n[training]\nrounds = 10\nsample_rate = 0.1\n\n[federation]\n",
+        '= 2.0\nmode = "secure-sum"\n\n[training]\nlocal_steps = 1\nstrategy = "fedadam"\n\n'
+        "[federation]\nmin_branches = 3\n",
+        "training.strategy is for mode local",
+    ),
+    (
         "no-clipping",
         "rounds = 10",
         "rounds = 10\nmax_grad_norm = 0",

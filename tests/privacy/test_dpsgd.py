@@ -189,6 +189,21 @@ def test_same_seed_same_weights_and_other_seed_others() -> None:
     assert (runs[0] != runs[2]).any()
 
 
+def test_the_pull_is_the_gradient_of_the_proximal_term_and_ends_at_the_first_weights() -> None:
+    """Two plain steps of rate r along g and g' + mu (w1 - w0): the pull is not clipped, noised or divided."""
+    net, (encoded, labels) = net_of(), customers(50)
+    settings = {"steps": 2, "learning_rate": 0.5, "expected_batch_size": 25.0}
+    nets = [copy.deepcopy(net) for _ in range(3)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dpsgd, "MOMENTUM", 0.0)
+        run(nets[0], encoded, labels, **settings)
+        run(nets[1], encoded, labels, **settings, proximal_mu=0.7)
+        run(nets[2], encoded, labels, **(settings | {"steps": 1}))
+    start, plain, pulled, first = (churn_net.flatten(n).astype(np.float64) for n in (net, *nets))
+    assert np.abs(first - start).max() > 1e-3
+    assert np.allclose(plain - pulled, 0.5 * 0.7 * (first - start), atol=1e-6)
+
+
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 def test_two_calls_with_the_state_are_one_call(optimizer: str) -> None:
     encoded, labels = customers(60)
@@ -235,6 +250,7 @@ def test_a_net_that_mixes_customers_is_refused() -> None:
         ({"expected_batch_size": 0.0}, "expected_batch_size"),
         ({"sample_rate": 1.5}, "rate"),
         ({"optimizer": "lion"}, "optimizer"),
+        ({"proximal_mu": -1.0}, "proximal_mu"),
     ],
 )
 def test_bad_settings_change_nothing(changes: dict[str, object], message: str) -> None:

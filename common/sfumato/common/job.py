@@ -60,7 +60,8 @@ class Model(_Strict):
 
 
 class Training(_Strict):
-    """Local DP-SGD inside a round, and FedAvg over rounds. `sample_rate` is the Poisson rate of one step."""
+    """Local DP-SGD inside a round, and over rounds FedAvg, FedProx (a pull of `proximal_mu` toward the round's first
+    weights) or FedAdam (a step at the coordinator). `sample_rate` is the Poisson rate of one step."""
 
     rounds: int = Field(default=10, ge=1, le=1000)
     local_steps: int = Field(default=20, ge=1, le=10000)
@@ -68,7 +69,23 @@ class Training(_Strict):
     max_grad_norm: float = Field(default=1.0, gt=0, le=100)
     learning_rate: float = Field(default=0.03, gt=0, le=10)
     optimizer: Literal["adam", "sgd"] = "adam"
+    strategy: Literal["fedavg", "fedprox", "fedadam"] = "fedavg"
+    proximal_mu: float = Field(default=0.1, gt=0, le=100)
+    server_learning_rate: float = Field(default=0.1, gt=0, le=10)
+    server_beta_1: float = Field(default=0.9, ge=0, lt=1)
+    server_beta_2: float = Field(default=0.99, ge=0, lt=1)
+    server_tau: float = Field(default=1e-3, gt=0, le=1)
     seed: int = Field(default=0, ge=0, lt=2**32)  # initial weights only, never noise
+
+    @model_validator(mode="after")
+    def _only_what_the_strategy_uses(self) -> Self:
+        for name, field in type(self).model_fields.items():
+            needs = "fedprox" if name == "proximal_mu" else "fedadam" if name.startswith("server_") else None
+            if needs not in (None, self.strategy) and getattr(self, name) != field.default:
+                raise ValueError(
+                    f'{name} does nothing with strategy = "{self.strategy}": it goes with "{needs}"'
+                )
+        return self
 
 
 class Evaluation(_Strict):
@@ -138,6 +155,8 @@ class ChurnNetJob(Job):
     def _one_step_a_sum(self) -> Self:
         if self.privacy.mode == "secure-sum" and self.training.local_steps != 1:
             raise ValueError("mode secure-sum takes one step a round: set training.local_steps = 1")
+        if self.privacy.mode == "secure-sum" and self.training.strategy != "fedavg":
+            raise ValueError("training.strategy is for mode local: a secure sum has nothing to average")
         return self
 
 

@@ -12,7 +12,7 @@ same sampling, clipping, summing and noise, so that a fault in any of them shows
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -203,10 +203,14 @@ def train(
     optimizer: OptimizerName,
     expected_batch_size: float,
     rng: SecureRandom,
+    proximal_mu: float = 0.0,
     state: OptimizerState | None = None,
     phantoms: Phantoms | None = None,
 ) -> OptimizerState:
     """Take `steps` noisy steps on the log-loss, in place. Labels are 0/1, [n].
+
+    `proximal_mu` adds mu/2 |w - w0|^2 to it, w0 the weights that came in (FedProx; Li et al. 2020, section 3.2): its
+    gradient joins the noisy mean, depends on released weights alone, and costs nothing.
 
     `expected_batch_size` divides the noisy sum: a public number or a charged count times the rate. `state`
     continues the optimiser of an earlier call. `phantoms` are taken in beside the customers, and what their slots
@@ -217,6 +221,8 @@ def train(
     """
     if steps < 1:
         raise ValueError("steps must be at least 1")
+    if not 0 <= proximal_mu < float("inf"):
+        raise ValueError("proximal_mu must not be negative, and finite")
     _check(
         net,
         encoded,
@@ -240,6 +246,8 @@ def train(
             rng=rng,
             phantom=None if rows is None else _phantom_block(rows),
         )
+        if proximal_mu:
+            secure.attach_step_hook(_pull_back(net, proximal_mu))
         batches = _Batches(module, secure.blocks, encoded, labels, rows)
         for _ in range(steps):
             _step(secure, batches, rng.poisson_sample(len(batches), sample_rate))
@@ -264,6 +272,18 @@ def per_customer_gradients(net: nn.Module) -> Iterator[GradSampleModule]:
                     delattr(p, name)
             p.grad = None
         net.eval()
+
+
+def _pull_back(net: nn.Module, mu: float) -> Callable[[DPOptimizer], None]:
+    """Adds mu (w - w0) to the noisy mean gradient, once it is one; w0 is where the weights are now."""
+    anchors = [(p, p.detach().clone()) for p in net.parameters()]
+
+    def pull(_: DPOptimizer) -> None:
+        for p, anchor in anchors:
+            assert p.grad is not None
+            p.grad.add_(p.detach() - anchor, alpha=mu)
+
+    return pull
 
 
 def _phantom_block(rows: npt.NDArray[np.float64]) -> Any:

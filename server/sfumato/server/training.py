@@ -1,6 +1,6 @@
-"""A churn net's rounds: by local DP-SGD and FedAvg, or one secure sum of clipped gradients a step.
+"""A churn net's rounds: by local DP-SGD and averaging, or one secure sum of clipped gradients a step.
 
-FedAvg (McMahan et al. 2017) with public weights: what the job declares, else the branches' noisy, charged sizes.
+The average weighs a branch by what the job declares, else by its noisy, charged size; `strategies` goes on from it.
 By secure sums the coordinator takes the steps itself (Adam or SGD on the noisy mean): post-processing.
 """
 
@@ -17,6 +17,7 @@ from sfumato.common.job import ChurnNetJob, Training
 from sfumato.common.learners import churn_net
 from sfumato.privacy.dpsgd import MOMENTUM
 from sfumato.privacy.plan import Ask
+from sfumato.server import strategies
 from sfumato.server.conversation import Weights
 from sfumato.server.rounds import Rounds, Slots
 
@@ -74,6 +75,7 @@ def _by_federated_averaging(rounds: Rounds, job: ChurnNetJob) -> Trained:
     net = churn_net.build(rounds.signed.contract, job.model, job.training.seed)
     weights = churn_net.flatten(net)
     _count(rounds)
+    adapt = strategies.strategy(job.training)
     for round_ in range(1, job.training.rounds + 1):
         question = messages.Train(job_id=rounds.signed.job_id, round=round_)
         length = weights.size + rounds.phantom_slots
@@ -82,7 +84,8 @@ def _by_federated_averaging(rounds: Rounds, job: ChurnNetJob) -> Trained:
         _keep_slots(
             rounds, job, round_, {rounds.branches[n].name: v[weights.size :] for n, v in answers.items()}
         )
-        weights = federated_average(update, job.federation.weights or _sizes(rounds))
+        mean = federated_average(update, job.federation.weights or _sizes(rounds))
+        weights = adapt.step(round_, weights, mean)
         names = sorted(name for name, _ in update)
         rounds.report_progress("round", round_, job.training.rounds, names)
     histogram, variance = _evaluate(rounds, job, weights)

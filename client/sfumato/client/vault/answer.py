@@ -289,6 +289,7 @@ class Vault:
                 max_grad_norm=job.training.max_grad_norm,
                 learning_rate=job.training.learning_rate,
                 optimizer=job.training.optimizer,
+                proximal_mu=job.training.proximal_mu if job.training.strategy == "fedprox" else 0.0,
                 expected_batch_size=max(1.0, job.training.sample_rate * size),
                 rng=self._rng,
                 phantoms=phantoms,
