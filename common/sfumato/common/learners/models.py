@@ -14,9 +14,9 @@ from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
+from pydantic import BaseModel, ConfigDict, Field
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
 from sfumato.common.contract import Contract
 from sfumato.common.errors import BadInput
@@ -99,14 +99,24 @@ class SavedModel:
     def read(path: Path) -> "SavedModel":
         """Raises BadInput on a file that is not there or is no model of ours."""
         try:
-            with safe_open(path, framework="np") as file:
-                header = ModelHeader.model_validate_json((file.metadata() or {})[HEADER])
-                return SavedModel(header, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+            return SavedModel.of_bytes(path.read_bytes(), str(path))
         except FileNotFoundError:
             raise BadInput(f"{path}: no such file") from None
-        except (SafetensorError, OSError, KeyError, ValidationError, json.JSONDecodeError) as e:
+        except OSError as e:
+            raise BadInput(f"{path}: cannot be read ({e.strerror})") from None
+
+    @staticmethod
+    def of_bytes(data: bytes, name: str) -> "SavedModel":
+        """The content of a file of that name. Raises BadInput if it is no model of ours."""
+        try:
+            tensors = load(data)
+            size = int.from_bytes(data[:8], "little")
+            header = json.loads(data[8 : 8 + size])["__metadata__"][HEADER]
+            return SavedModel(ModelHeader.model_validate_json(header), tensors)
+        # The last two: a type of number that numpy does not have.
+        except (SafetensorError, ValueError, KeyError, RecursionError, TypeError, AttributeError) as e:
             raise BadInput(
-                f"{path}: not a model file ({type(e).__name__})",
+                f"{name}: not a model file ({type(e).__name__})",
                 hint="Take the model.safetensors of a finished run, or what `sfumato model export` wrote.",
             ) from None
 
