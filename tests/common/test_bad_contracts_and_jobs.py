@@ -227,7 +227,7 @@ BAD_JOBS = [
     ("no-job-table", "[job]", "[work]", "has no [job] table"),
     ("no-name", 'name = "churn-q4"\n', "", "name: Field required"),
     ("odd-name", '"churn-q4"', '"Churn Q4!"', "name: String should match pattern"),
-    ("unknown-kind", '"churn-net"', '"pickle"', "kind: Input should be one of churn-net, profile"),
+    ("unknown-kind", '"churn-net"', '"pickle"', "kind: Input should be one of churn-net, boosted-trees, scorecard"),
     (
         "short-purpose",
         "Whom to call before they leave",

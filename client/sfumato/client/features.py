@@ -88,6 +88,12 @@ def analysis_frame(store: Store, contract: Contract, columns: Sequence[str]) -> 
     return pa.table({name: found[place[name]] for name in columns})
 
 
+def customer_tokens(store: Store, contract: Contract) -> list[str]:
+    """The customers' tokens, in the order of `customer_frame` and `analysis_frame`."""
+    found: list[str] = _select(store, contract, [contract.customer_table.customer_id], [])["c0"].to_pylist()
+    return found
+
+
 def _analysable(column: Column) -> bool:
     return column.role not in (Role.PII, Role.CUSTOMER_ID)
 

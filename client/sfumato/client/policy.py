@@ -4,12 +4,11 @@ from pathlib import Path
 from typing import Literal, Self
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from sfumato.common import analyses
 from sfumato.common.contract import read_toml, validation_lines
 from sfumato.common.errors import BadInput, Refusal, RefusalCode
-from sfumato.common.job import SMALLEST_SET, SignedJob
+from sfumato.common.job import KINDS, SMALLEST_SET, SignedJob
 
 
 class Policy(BaseModel):
@@ -17,11 +16,19 @@ class Policy(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kinds: tuple[Literal["churn-net"] | analyses.Kind, ...] = ("churn-net", *analyses.CATALOGUE)
+    kinds: tuple[str, ...] = tuple(KINDS)
     max_epsilon_per_job: float = Field(default=3.0, gt=0)
     approval: Literal["automatic", "operator"] = "automatic"
     min_secure_set: int = Field(default=SMALLEST_SET, ge=SMALLEST_SET)
     min_colluders: int = Field(default=1, ge=0)  # a secure sum must withstand at least so many
+
+    @field_validator("kinds")
+    @classmethod
+    def _known(cls, kinds: tuple[str, ...]) -> tuple[str, ...]:
+        for kind in kinds:
+            if kind not in KINDS:
+                raise ValueError(f"there is no kind of job {kind!r}; there are {', '.join(KINDS)}")
+        return kinds
 
     @classmethod
     def load(cls, path: Path) -> Self:

@@ -15,9 +15,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from sfumato.common import analyses
+from sfumato.common.analyses.grouped_scores import GroupedScores
 from sfumato.common.canonical import canonical_bytes, content_hash
 from sfumato.common.contract import Contract, read_toml, validation_lines
 from sfumato.common.errors import BadInput, Refusal, RefusalCode
+from sfumato.common.learners import catalogue
 
 SIGNATURE_DOMAIN = b"sfumato-job-v1\x00"
 SMALLEST_SET = 3  # of a secure sum: with two, each could subtract itself
@@ -40,14 +42,17 @@ class Privacy(_Strict):
     colluders: int = Field(default=1, ge=0, le=9999)
 
 
-class TrainingPrivacy(Privacy):
-    """Customers are either trained on or held out, for good (`Contract.holdout_fraction`).
-
-    Of the first, `size_share` pays for the noisy count that scales the gradient mean, the rest for training; of
-    the second, `evaluation_share` pays for the score histogram and nothing else is asked.
-    """
+class LearningPrivacy(Privacy):
+    """Customers are either trained on or held out, for good (`Contract.holdout_fraction`): of the latter,
+    `evaluation_share` of epsilon pays for the score histogram, and nothing else is asked."""
 
     evaluation_share: float = Field(default=0.5, gt=0, le=1)
+
+
+class TrainingPrivacy(LearningPrivacy):
+    """Of those trained on, `size_share` pays for the noisy count that scales the gradient mean, the rest for
+    training."""
+
     size_share: float = Field(default=0.02, gt=0, le=0.5)
 
 
@@ -89,9 +94,24 @@ class Training(_Strict):
 
 
 class Evaluation(_Strict):
-    """The score-by-label histogram of the held-out customers: `bins` on the log-odds, for each label."""
+    """The score-by-label histogram of the held-out customers: `bins` on the log-odds, for each label. The same for
+    each cell of the columns in `groups`: is the model as good for everybody?"""
 
     bins: int = Field(default=16, ge=4, le=256)
+    groups: tuple[str, ...] = Field(default=(), max_length=8)
+
+    @model_validator(mode="after")
+    def _each_once(self) -> Self:
+        if len(set(self.groups)) < len(self.groups):
+            raise ValueError("evaluation.groups names a column twice")
+        return self
+
+
+class Binning(_Strict):
+    """The schema round: at most so many `bins` a number, and which share of the budget (as mu squared) it takes."""
+
+    bins: int = Field(default=24, ge=2, le=64)
+    share: float = Field(default=0.2, gt=0, lt=1)
 
 
 class Federation(_Strict):
@@ -155,8 +175,26 @@ class ChurnNetJob(Job):
     def _one_step_a_sum(self) -> Self:
         if self.privacy.mode == "secure-sum" and self.training.local_steps != 1:
             raise ValueError("mode secure-sum takes one step a round: set training.local_steps = 1")
+        if self.privacy.mode == "local" and self.evaluation.groups:
+            raise ValueError("evaluation.groups needs mode secure-sum")
         if self.privacy.mode == "secure-sum" and self.training.strategy != "fedavg":
             raise ValueError("training.strategy is for mode local: a secure sum has nothing to average")
+        return self
+
+
+class LearnerJob(Job):
+    """Fit a learner of the catalogue (`sfumato.common.learners.catalogue`): a schema round, the learner's sums, and
+    an evaluation. `learner` is checked by the learner."""
+
+    kind: catalogue.Kind
+    privacy: LearningPrivacy
+    binning: Binning = Binning()
+    learner: dict[str, Any] = Field(default_factory=dict)
+    evaluation: Evaluation = Evaluation()
+
+    @model_validator(mode="after")
+    def _learner_is_understood(self) -> Self:
+        catalogue.LEARNERS[self.kind].Question.model_validate(self.learner)
         return self
 
 
@@ -173,14 +211,20 @@ class AnalysisJob(Job):
         return self
 
 
-AnyJob = Annotated[ChurnNetJob | AnalysisJob, Field(discriminator="kind")]
-ANY_JOB: TypeAdapter[ChurnNetJob | AnalysisJob] = TypeAdapter(AnyJob)
+AnyJob = ChurnNetJob | LearnerJob | AnalysisJob
+_ByKind = Annotated[AnyJob, Field(discriminator="kind")]
+ANY_JOB: TypeAdapter[AnyJob] = TypeAdapter(_ByKind)
+KINDS: dict[str, type[AnyJob]] = {
+    "churn-net": ChurnNetJob,
+    **dict.fromkeys(catalogue.LEARNERS, LearnerJob),
+    **dict.fromkeys(analyses.CATALOGUE, AnalysisJob),
+}
 
 
 class SignedJob(_Strict):
     """A job as it reaches a branch, with the contract it was written for. Verify before reading more of it."""
 
-    job: AnyJob
+    job: _ByKind
     contract: Contract
     job_id: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
     issued_at: datetime
@@ -220,7 +264,7 @@ def key_id(key: Ed25519PublicKey) -> str:
 
 
 def sign_job(
-    job: ChurnNetJob | AnalysisJob,
+    job: AnyJob,
     contract: Contract,
     key: Ed25519PrivateKey,
     *,
@@ -235,6 +279,10 @@ def sign_job(
         raise BadInput(f"the job is written for contract {job.contract!r}, not for {contract.name!r}")
     if isinstance(job, AnalysisJob):
         analyses.build(job.kind, job.question, contract)
+    elif contract.label is None:
+        raise BadInput(f"contract {contract.name!r} has no label to learn")
+    else:
+        GroupedScores.of(contract, job.evaluation.groups, job.evaluation.bins)
     issued = (now or datetime.now(UTC)).replace(microsecond=0)
     unsigned = SignedJob(
         job=job,
@@ -249,21 +297,20 @@ def sign_job(
     return unsigned.model_copy(update={"signature": signature})
 
 
-def load_job(path: Path) -> ChurnNetJob | AnalysisJob:
+def load_job(path: Path) -> AnyJob:
     """Read and check a job file. Raises BadInput naming the file and each fault."""
     data = read_toml(path, "job file")
     head = data.pop("job", None)
     if not isinstance(head, dict):
         raise BadInput(f"{path}: has no [job] table", hint="See examples/*/job.toml.")
-    kind, kinds = head.get("kind"), ("churn-net", *analyses.CATALOGUE)
-    if kind not in kinds:
+    kind = head.get("kind")
+    if kind not in KINDS:
         raise BadInput(
-            f"{path}: not a valid job\n  kind: Input should be one of {', '.join(kinds)}",
+            f"{path}: not a valid job\n  kind: Input should be one of {', '.join(KINDS)}",
             hint="See docs/jobs.md for every key.",
         )
-    model = ChurnNetJob if kind == "churn-net" else AnalysisJob
     try:
-        return model.model_validate({**head, **data})
+        return KINDS[kind].model_validate({**head, **data})
     except ValidationError as e:
         raise BadInput(
             f"{path}: not a valid job\n  {validation_lines(e)}", hint="See docs/jobs.md for every key."

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, field_validator
 from sfumato.common.enrolment import BranchName, Hash
 from sfumato.common.errors import RefusalCode
 from sfumato.common.job import SignedJob
+from sfumato.common.learners.bins import Schema
 from sfumato.common.notes import Checkpoint, branch_origin, verify_checkpoint
 
 JobId = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
@@ -78,7 +79,8 @@ class Sum(_Message):
     """One bounded, noisy sum over customers; what it asks for stands in the job. Body: what the round needs.
 
     `members` is the exact set whose masks cancel, sorted; with none of them, the branch answers alone with all
-    the noise. Answer: Released with int64, a masked share modulo 2^64 or the branch's own noisy sum.
+    the noise. `bins` is the schema of a learner's rounds, once it is known. Answer: Released with int64, a masked
+    share modulo 2^64 or the branch's own noisy sum.
     """
 
     type: Literal["sum"] = "sum"
@@ -86,6 +88,7 @@ class Sum(_Message):
     round: int = Field(ge=0)
     members: Annotated[tuple[BranchName, ...], Field(max_length=10_000)] = ()
     roster: Hash | None = None
+    bins: Schema | None = None
 
 
 class Cosign(_Message):

@@ -23,7 +23,7 @@ from sfumato.client.setup import init_branch
 from sfumato.client.vault.store import Store
 from sfumato.common.contract import Contract, load_contract
 from sfumato.common.errors import LedgerBroken, Unavailable
-from sfumato.common.job import AnalysisJob, ChurnNetJob, sign_job
+from sfumato.common.job import AnyJob, sign_job
 from sfumato.common.messages import LedgerHead
 from sfumato.common.private_files import write_new
 from sfumato.common.processes import free_ports, python, quiet_environment, start_child, stop_group
@@ -161,7 +161,7 @@ class Federation:
 
     # --- jobs --------------------------------------------------------------------------------------------
 
-    def submit(self, job: ChurnNetJob | AnalysisJob, *, valid_for: timedelta = timedelta(hours=1)) -> int:
+    def submit(self, job: AnyJob, *, valid_for: timedelta = timedelta(hours=1)) -> int:
         """`sfumato job submit`: sign and start. Returns the run's number."""
         return self.control.submit(sign_job(job, self.contract, self.home.job_key(), valid_for=valid_for))
 

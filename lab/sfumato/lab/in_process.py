@@ -12,7 +12,7 @@ from sfumato.client.home import BranchHome
 from sfumato.client.vault.service import open_vault
 from sfumato.common.contract import Contract
 from sfumato.common.errors import Unavailable
-from sfumato.common.job import AnalysisJob, ChurnNetJob, sign_job
+from sfumato.common.job import AnyJob, sign_job
 from sfumato.server.conversation import Report
 from sfumato.server.exchange import GONE, Gathered
 from sfumato.server.job_run import JobOutcome, JobRun
@@ -55,7 +55,7 @@ def open_vaults(homes: Sequence[BranchHome]) -> dict[int, Answerer]:
 
 def run_in_process(
     branches: Mapping[int, Answerer],
-    job: ChurnNetJob | AnalysisJob,
+    job: AnyJob,
     contract: Contract,
     key: Ed25519PrivateKey,
     report: Report = lambda _: None,

@@ -39,7 +39,7 @@ from sfumato.common.contract import Contract, load_contract
 from sfumato.common.enrolment import Members
 from sfumato.common.errors import BadInput, SfumatoError
 from sfumato.common.flower_tasks import FRAME_RECORD
-from sfumato.common.job import AnalysisJob, ChurnNetJob, load_job, sign_job
+from sfumato.common.job import AnyJob, load_job, sign_job
 from sfumato.common.private_files import write_new
 from sfumato.lab.partition import NumberedSource, split
 from sfumato.privacy.keys import EphemeralKeys, Keyring, PassphraseKeyProvider
@@ -243,7 +243,7 @@ def _client_app(homes: list[BranchHome]) -> ClientApp:
 
 def _run(
     homes: list[BranchHome],
-    job: ChurnNetJob | AnalysisJob,
+    job: AnyJob,
     contract: Contract,
     key: Ed25519PrivateKey,
     report: Report,

@@ -1,6 +1,6 @@
 """A sum over customers whose sensitivity is known: clipped, and in whole grid steps. Clip, then noise."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,6 +48,15 @@ class BoundedSum:
                 _check_customers(len(contributions.cells))
                 total = _sum_cells(contributions, max_norm)
         return cls(total, GRID, max_norm)
+
+    @classmethod
+    def of_parts(cls, parts: Iterable[Contributions], max_norm: float) -> "BoundedSum":
+        """The same, of customers who come a part at a time: each customer is in one part only. Raises ValueError on
+        no part at all, or parts of different lengths."""
+        sums = [cls.of(part, max_norm).total for part in parts]
+        if len({s.size for s in sums}) != 1:
+            raise ValueError("Expected parts, all of one length.")
+        return cls(np.stack(sums).sum(axis=0), GRID, max_norm)
 
     @classmethod
     def of_clipped(cls, total: Floats, max_norm: float, customers: int) -> "BoundedSum":

@@ -55,6 +55,10 @@ class Phantoms:
         """How much longer the sum's vector is: E + K."""
         return self.empty_slots + self.canaries
 
+    def slots_alone(self) -> "Phantoms":
+        """The same slots, into which nobody was taken: of further parts of one sum."""
+        return Phantoms(self.empty_slots, np.zeros_like(self.coins))
+
     def coins_hex(self) -> str:
         """The coins as packed bits, first coin in the highest bit: what JobClosed carries."""
         return np.packbits(self.coins).tobytes().hex()

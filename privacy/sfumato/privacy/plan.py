@@ -13,11 +13,14 @@ from types import MappingProxyType
 from dp_accounting.dp_event import DpEvent
 
 from sfumato.common import analyses
+from sfumato.common.analyses.grouped_scores import GroupedScores
 from sfumato.common.canonical import canonical_bytes
 from sfumato.common.contract import Contract
 from sfumato.common.errors import Refusal, RefusalCode
 from sfumato.common.fixed_point import GRID
-from sfumato.common.job import ANY_JOB, AnalysisJob, ChurnNetJob, TrainingPrivacy
+from sfumato.common.job import ANY_JOB, AnalysisJob, AnyJob, ChurnNetJob, LearnerJob, LearningPrivacy
+from sfumato.common.learners import catalogue
+from sfumato.common.learners.schema import SchemaRound
 from sfumato.privacy import accounting
 from sfumato.privacy.accounting import Population
 from sfumato.privacy.clipping import clipped_sensitivity
@@ -66,7 +69,7 @@ class Plan:
     evaluation_scale: float = 0.0
 
     @staticmethod
-    def of(job: ChurnNetJob | AnalysisJob, contract: Contract) -> "Plan":
+    def of(job: AnyJob, contract: Contract) -> "Plan":
         """The plan of a job. Raises BadInput where its question names what the contract does not declare."""
         return _plan(
             canonical_bytes(job.model_dump(mode="json")), canonical_bytes(contract.model_dump(mode="json"))
@@ -74,11 +77,11 @@ class Plan:
 
     def ask(self, round_: int) -> Ask:
         """What the job asks in this round, from 0. Raises Refusal(ROUND_OUT_OF_ORDER) where it asks nothing."""
-        if "step" in self.asks and round_ >= 0:
-            names = {0: "size", self.rounds + 1: "evaluation"}
-            name = names.get(round_, "step" if round_ <= self.rounds else "")
-        else:
-            name = f"round-{round_}"
+        name = f"round-{round_}"
+        for first, each in (("size", "step"), ("schema", "sum")):
+            if each in self.asks and round_ >= 0:
+                names = {0: first, self.rounds + 1: "evaluation"}
+                name = names.get(round_, each if round_ <= self.rounds else "")
         if name not in self.asks:
             raise Refusal(RefusalCode.ROUND_OUT_OF_ORDER)
         return self.asks[name]
@@ -98,10 +101,12 @@ def _plan(job_bytes: bytes, contract_bytes: bytes) -> Plan:
     times = contract.max_branches_per_customer
     if isinstance(job, AnalysisJob):
         return _analysis(job, contract, times)
+    if isinstance(job, LearnerJob):
+        return _learner(job, contract, times)
     return _secure_training(job, times) if job.privacy.mode == "secure-sum" else _local_training(job, times)
 
 
-def _repeats(job: ChurnNetJob | AnalysisJob, rounds: int) -> int:
+def _repeats(job: AnyJob, rounds: int) -> int:
     if job.federation.repeats is not None:
         return job.federation.repeats
     return max(1, math.ceil(rounds / ROUNDS_A_REPEAT)) if job.privacy.mode == "secure-sum" else 0
@@ -158,6 +163,7 @@ def _secure_training(job: ChurnNetJob, times: int) -> Plan:
     step = accounting.calibrate_noise_multiplier(privacy.target_epsilon, privacy.delta, sampled, steps, sizes)
     evaluation = _evaluation(privacy, counts, whole)
     rate, norm = training.sample_rate, training.max_grad_norm
+    groups = math.sqrt(1 + len(job.evaluation.groups))
     return Plan(
         times=times,
         rounds=training.rounds,
@@ -174,13 +180,53 @@ def _secure_training(job: ChurnNetJob, times: int) -> Plan:
             {
                 "size": Ask("size", "training", size, 1.0, 1.0),
                 "step": Ask("step", "training", step, rate, norm),
-                "evaluation": Ask("evaluation", "holdout", evaluation, 1.0, 1.0),
+                "evaluation": Ask("evaluation", "holdout", evaluation, 1.0, groups),
             }
         ),
     )
 
 
-def _evaluation(privacy: TrainingPrivacy, counts: int, whole: float) -> float:
+def _learner(job: LearnerJob, contract: Contract, times: int) -> Plan:
+    """Gaussians all through: the schema takes its share of mu squared, the learner's sums share the rest alike."""
+    privacy = job.privacy
+    rounds = catalogue.rounds(job.kind, job.learner)
+    repeats = _repeats(job, rounds)
+    counts = 1 + (repeats > 0)
+    local = times if privacy.mode == "local" else 1
+    whole = accounting.calibrate_gaussian(privacy.target_epsilon, privacy.delta)
+    share = (1 - job.binning.share) / rounds
+    parts = local * (counts * job.binning.share + (rounds + repeats) * share)
+    schema, each = (accounting.round_up(whole * math.sqrt(parts / s)) for s in (job.binning.share, share))
+    training = [accounting.gaussian(z) for z in [schema] * counts + [each] * (rounds + repeats)]
+    evaluation = accounting.round_up(math.sqrt(local) * _evaluation(privacy, counts, whole))
+    grouped = GroupedScores.of(contract, job.evaluation.groups, job.evaluation.bins)
+    return Plan(
+        times=times,
+        rounds=rounds,
+        repeats=repeats,
+        delta=privacy.delta,
+        noise_multiplier=each,
+        events=MappingProxyType(
+            {
+                "training": accounting.in_every_branch(accounting.compose(training), local),
+                "holdout": accounting.in_every_branch(
+                    _one_or_more([accounting.gaussian(evaluation)] * counts), local
+                ),
+            }
+        ),
+        asks=MappingProxyType(
+            {
+                "schema": Ask(
+                    "schema", "training", schema, 1.0, SchemaRound(contract, job.binning.bins).max_norm(0)
+                ),
+                "sum": Ask("sum", "training", each, 1.0, catalogue.max_norm(job.kind, job.learner)),
+                "evaluation": Ask("evaluation", "holdout", evaluation, 1.0, grouped.max_norm),
+            }
+        ),
+    )
+
+
+def _evaluation(privacy: LearningPrivacy, counts: int, whole: float) -> float:
     """Each evaluation within its share, and all of them within target_epsilon."""
     alone = accounting.calibrate_gaussian(privacy.evaluation_share * privacy.target_epsilon, privacy.delta)
     return max(alone, accounting.round_up(whole * math.sqrt(counts)))

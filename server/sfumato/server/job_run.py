@@ -3,6 +3,7 @@
 import contextlib
 import time
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,12 @@ from sfumato.common import analyses
 from sfumato.common.analyses import score_histogram
 from sfumato.common.analyses.analysis import Analysis, NoisySum
 from sfumato.common.errors import BadInput, SfumatoError
-from sfumato.common.job import AnalysisJob, ChurnNetJob
+from sfumato.common.job import AnalysisJob, ChurnNetJob, LearnerJob
+from sfumato.common.learners.models import ModelHeader, SavedModel
 from sfumato.privacy import audit
 from sfumato.privacy.phantoms import Phantoms
 from sfumato.server.conversation import JobFailed, Weights
+from sfumato.server.learning import learn
 from sfumato.server.rounds import Rounds
 from sfumato.server.training import Trained, train
 
@@ -26,11 +29,17 @@ class JobOutcome:
     its phantom slots saw, and a summary with the record of each branch."""
 
     summary: dict[str, Any]
-    weights: Weights | None = None
+    model: SavedModel | None = None
     histogram: npt.NDArray[np.float64] | None = None
     metrics: score_histogram.ScoreMetrics | None = None
     answer: dict[str, Any] | None = None
     evidence: tuple[audit.SumEvidence, ...] = field(default=(), repr=False)
+
+    @property
+    def weights(self) -> Weights | None:
+        """Of a churn net, float32 [W]."""
+        found = self.model.tensors.get("weights") if self.model else None
+        return None if found is None else found.astype(np.float32, copy=False)
 
 
 class ClaimContradicted(JobFailed):
@@ -61,10 +70,13 @@ class JobRun:
         rounds, job = self.rounds, self.rounds.job
         try:
             rounds.open()
-            if isinstance(job, ChurnNetJob):
-                trained = train(rounds, job)
-            else:
-                analysis, totals = _ask(rounds, job)
+            match job:
+                case ChurnNetJob():
+                    trained = train(rounds, job)
+                case LearnerJob():
+                    trained = learn(rounds, job)
+                case AnalysisJob():
+                    analysis, totals = _ask(rounds, job)
         finally:
             with contextlib.suppress(SfumatoError):  # what it was that ended the job matters more
                 rounds.close()
@@ -73,8 +85,8 @@ class JobRun:
         if verdict.contradicted:
             raise ClaimContradicted(evidence, verdict)
         summary = self._summary(time.monotonic() - started) | {"audit": verdict.outcome}
-        if isinstance(job, ChurnNetJob):
-            return self._of_net(trained, job, summary, evidence)
+        if not isinstance(job, AnalysisJob):
+            return self._of_model(trained, job, summary, evidence)
         answer = analysis.read(totals)
         return JobOutcome(summary | {"rounds": len(totals)}, answer=answer, evidence=evidence)
 
@@ -93,10 +105,10 @@ class JobRun:
             return ()
         return tuple(s.evidence(slots.empty_slots, told) for s in self.rounds.slots)
 
-    def _of_net(
+    def _of_model(
         self,
         trained: Trained,
-        job: ChurnNetJob,
+        job: ChurnNetJob | LearnerJob,
         summary: dict[str, Any],
         evidence: tuple[audit.SumEvidence, ...],
     ) -> JobOutcome:
@@ -107,17 +119,38 @@ class JobRun:
             "auc_low": metrics.auc.low,
             "auc_high": metrics.auc.high,
             "metrics": asdict(metrics),
+            "fairness": dict(trained.fairness),
             "customers": max(0, round(customers)),
-            "rounds": job.training.rounds,
+            "rounds": self.rounds.plan.rounds,
             "noise_variance": trained.noise_variance,
         }
         return JobOutcome(
             summary,
-            weights=trained.weights,
+            model=self._saved(trained, job, float(summary["epsilon"])),
             histogram=trained.histogram,
             metrics=metrics,
             evidence=evidence,
         )
+
+    def _saved(self, trained: Trained, job: ChurnNetJob | LearnerJob, epsilon: float) -> SavedModel:
+        signed = self.rounds.signed
+        label = signed.contract.label
+        header = ModelHeader(
+            kind=job.kind,
+            name=job.name,
+            purpose=job.purpose,
+            job_id=signed.job_id,
+            job_hash=signed.job_hash,
+            contract=signed.contract_hash,
+            contract_name=signed.contract.name,
+            label=label.name if label else None,
+            epsilon=epsilon,
+            delta=job.privacy.delta,
+            made=datetime.now(UTC).replace(microsecond=0),
+            schema_=trained.schema,
+            parameters=dict(trained.parameters),
+        )
+        return SavedModel(header, trained.tensors)
 
     def _summary(self, seconds: float) -> dict[str, Any]:
         rounds, job = self.rounds, self.rounds.job

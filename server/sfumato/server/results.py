@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.numpy import save
-
 from sfumato.common.enrolment import ed25519_public_key
 from sfumato.common.errors import SfumatoError
 from sfumato.common.job import SignedJob
@@ -30,8 +28,11 @@ from sfumato.server.run_files import (
 
 def store_outcome(directory: Path, outcome: JobOutcome) -> None:
     directory.mkdir(parents=True, exist_ok=True)
-    if outcome.weights is not None:
-        write_whole(directory / "model.safetensors", save({"weights": outcome.weights}))
+    if outcome.model is not None:
+        write_whole(directory / "model.safetensors", outcome.model.to_bytes())
+        if outcome.model.header.schema_ is not None:
+            schema = outcome.model.header.schema_.model_dump_json(indent=1)
+            write_whole(directory / "schema.json", schema.encode())
     if outcome.histogram is not None:
         write_whole(directory / "histogram.json", json.dumps(outcome.histogram.tolist()).encode())
     if outcome.answer is not None:

@@ -19,6 +19,7 @@ from sfumato.common.analyses.analysis import NoisySum
 from sfumato.common.codec import FrameError
 from sfumato.common.errors import LedgerBroken, RefusalCode
 from sfumato.common.job import SignedJob
+from sfumato.common.learners.bins import Schema
 from sfumato.common.notes import SignedNote, branch_origin
 from sfumato.privacy.audit import SumEvidence
 from sfumato.privacy.mechanisms import SumNoise
@@ -194,18 +195,20 @@ class Rounds(Conversation):
 
     # --- sums --------------------------------------------------------------------------------------------
 
-    def total(self, round_: int, length: int, body: Weights | None = None) -> NoisySum:
+    def total(
+        self, round_: int, length: int, body: Weights | None = None, *, bins: Schema | None = None
+    ) -> NoisySum:
         """This round's noisy total over all branches, float64 [length]. Raises JobFailed."""
         ask = self.plan.ask(round_)
         if self.job.privacy.mode == "secure-sum":
-            members, total = self._secure_total(round_, length, body)
+            members, total = self._secure_total(round_, length, body, bins)
             sums = {members: total}
             privacy = self.job.privacy
             noise = SumNoise(
                 ask.noise_multiplier, self.plan.times, ask.sample_rate, len(members), privacy.colluders
             )
         else:
-            sums = self._local_sums(round_, length, body)
+            sums = self._local_sums(round_, length, body, bins)
             noise = SumNoise(ask.noise_multiplier, 1, ask.sample_rate)
         std = noise.total_std(ask.l2_sensitivity(length + self.phantom_slots), ask.max_norm)
         for members, part in sums.items():
@@ -216,14 +219,14 @@ class Rounds(Conversation):
         return NoisySum(fixed_point.decode(total, ask.max_norm), std * math.sqrt(len(sums)))
 
     def _secure_total(
-        self, round_: int, length: int, body: Weights | None
+        self, round_: int, length: int, body: Weights | None, bins: Schema | None
     ) -> tuple[tuple[str, ...], fixed_point.Ints]:
         self._rejoin()
         while True:
             members = tuple(sorted(self.branches[n].name for n in self._set))
             self._require(len(members), f"are left for round {round_}")
             question = messages.Sum(
-                job_id=self.signed.job_id, round=round_, members=members, roster=self._roster
+                job_id=self.signed.job_id, round=round_, members=members, roster=self._roster, bins=bins
             )
             answers = self.ask(tuple(self._set), question, body)
             shares = self._vectors(answers, "share", round_, length + self.phantom_slots, np.int64)
@@ -262,10 +265,10 @@ class Rounds(Conversation):
             self._agree(self._set | back)
 
     def _local_sums(
-        self, round_: int, length: int, body: Weights | None
+        self, round_: int, length: int, body: Weights | None, bins: Schema | None
     ) -> dict[tuple[str, ...], fixed_point.Ints]:
         """Each branch's own, by its name: what it left out of its noise would be lost in the total."""
-        question = messages.Sum(job_id=self.signed.job_id, round=round_)
+        question = messages.Sum(job_id=self.signed.job_id, round=round_, bins=bins)
         answers = self.ask(tuple(self.branches), question, body)
         sums = self._vectors(answers, "sum", round_, length + self.phantom_slots, np.int64)
         self.sums += 1

@@ -1,7 +1,8 @@
 """A run's directory at the coordinator: its files, each written whole or not at all.
 
 result.json          state, summary, metrics with intervals, each branch's spending and kept ledger heads
-model.safetensors    the weights
+model.safetensors    the model: its tensors, and a header that says all that scoring needs (learners.models)
+schema.json          the bins of every column with their noisy counts, of a learner that has them
 histogram.json       the noisy score-by-label counts that every metric is read from
 answer.json          what an analysis found: every number with its interval
 checkpoint           of the coordinator's ledger after the run, with the branches' cosignatures

@@ -5,7 +5,8 @@ By secure sums the coordinator takes the steps itself (Adam or SGD on the noisy 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,8 +14,11 @@ import torch
 
 from sfumato.common import codec, messages
 from sfumato.common.analyses import score_histogram
+from sfumato.common.analyses.grouped_scores import GroupedScores
 from sfumato.common.job import ChurnNetJob, Training
 from sfumato.common.learners import churn_net
+from sfumato.common.learners.bins import Schema
+from sfumato.common.learners.models import Tensors
 from sfumato.privacy.dpsgd import MOMENTUM
 from sfumato.privacy.plan import Ask
 from sfumato.server import strategies
@@ -24,12 +28,30 @@ from sfumato.server.rounds import Rounds, Slots
 
 @dataclass(frozen=True)
 class Trained:
-    """Weights, the noisy score-by-label counts of the held-out customers, and the variance of their noise."""
+    """The model's tensors and parameters (see learners.models), the noisy score-by-label counts of the held-out
+    customers with the variance of their noise, and the same read for each declared group."""
 
-    weights: Weights
+    tensors: Tensors
+    parameters: Mapping[str, Any]
     histogram: npt.NDArray[np.float64]
     noise_variance: float
     customers: float  # trained on; noisy
+    schema: Schema | None = None
+    fairness: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _of_net(
+    job: ChurnNetJob,
+    weights: Weights,
+    histogram: npt.NDArray[np.float64],
+    noise_variance: float,
+    customers: float,
+    fairness: Mapping[str, Any] | None = None,
+) -> Trained:
+    parameters = {"model": job.model.model_dump(mode="json")}
+    return Trained(
+        {"weights": weights}, parameters, histogram, noise_variance, customers, fairness=fairness or {}
+    )
 
 
 def train(rounds: Rounds, job: ChurnNetJob) -> Trained:
@@ -48,8 +70,9 @@ def _by_secure_sums(rounds: Rounds, job: ChurnNetJob) -> Trained:
         gradient = rounds.total(round_, weights.size, weights).values
         weights = descent.step(gradient / (job.training.sample_rate * customers))
         rounds.report_progress("round", round_, job.training.rounds)
-    last = rounds.total(job.training.rounds + 1, 2 * job.evaluation.bins, weights)
-    return Trained(weights, last.values, last.std**2, customers)
+    grouped = GroupedScores.of(rounds.signed.contract, job.evaluation.groups, job.evaluation.bins)
+    scores = rounds.total(job.training.rounds + 1, grouped.length, weights)
+    return _of_net(job, weights, grouped.whole(scores), scores.std**2, customers, grouped.read(scores))
 
 
 class Descent:
@@ -90,7 +113,7 @@ def _by_federated_averaging(rounds: Rounds, job: ChurnNetJob) -> Trained:
         rounds.report_progress("round", round_, job.training.rounds, names)
     histogram, variance = _evaluate(rounds, job, weights)
     customers = float(sum(b.customers for b in rounds.branches.values()))
-    return Trained(weights, histogram, variance, customers)
+    return _of_net(job, weights, histogram, variance, customers)
 
 
 def _keep_slots(rounds: Rounds, job: ChurnNetJob, round_: int, slots: Mapping[str, codec.Vector]) -> None:

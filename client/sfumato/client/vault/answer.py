@@ -26,7 +26,7 @@ from sfumato.common.analyses import score_histogram
 from sfumato.common.codec import FrameError, Vector
 from sfumato.common.contract import Contract
 from sfumato.common.errors import Refusal, RefusalCode
-from sfumato.common.job import ANY_JOB, AnalysisJob, ChurnNetJob, Job, SignedJob
+from sfumato.common.job import ANY_JOB, AnalysisJob, AnyJob, ChurnNetJob, Job, SignedJob
 from sfumato.common.learners import churn_net
 from sfumato.privacy import dpsgd
 from sfumato.privacy.door import Door, Released
@@ -77,7 +77,7 @@ class Vault:
         self._approved = approved
         self._now = now
         self._rng = SecureRandom()
-        self._jobs: dict[str, tuple[ChurnNetJob | AnalysisJob, Plan]] = {}  # the one at hand
+        self._jobs: dict[str, tuple[AnyJob, Plan]] = {}  # the one at hand
         self._data = WarmData(store, contract, keyring)
         self._contributing = Contributing(contract, self._data, self._rng)
         self._witness = Witness(ledger, coordinator, now=now) if coordinator else None
@@ -161,7 +161,7 @@ class Vault:
             raise Refusal(RefusalCode.WRONG_CONTRACT)
         self._policy.admit(signed, self._approved())
         self._sums.admit(signed.job)
-        labelled = self._contract.label is not None or not isinstance(signed.job, ChurnNetJob)
+        labelled = self._contract.label is not None or isinstance(signed.job, AnalysisJob)
         if not self._store.tables().get(self._contract.customers) or not labelled:
             raise Refusal(RefusalCode.NO_DATA)
         plan = Plan.of(signed.job, self._contract)
@@ -192,7 +192,7 @@ class Vault:
             )
         )
 
-    def _opened(self, job_id: str) -> tuple[ChurnNetJob | AnalysisJob, Plan]:
+    def _opened(self, job_id: str) -> tuple[AnyJob, Plan]:
         if job_id not in self._jobs:
             reserved = self._ledger.entries("reserve", job_id=job_id)
             if not reserved:
@@ -236,7 +236,9 @@ class Vault:
             colluders=job.privacy.colluders if secure else 0,
         )
         phantoms = self._phantoms(question.job_id, job)
-        contribution = self._contributing.of(question.job_id, job, ask, question.round, body, phantoms)
+        contribution = self._contributing.of(
+            question.job_id, job, ask, question.round, body, question.bins, phantoms
+        )
         mechanism = GaussianSum(
             contribution=contribution.compute,
             noise=noise,

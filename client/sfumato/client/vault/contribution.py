@@ -6,24 +6,31 @@ privacy.audit). Nothing is computed before the door calls for it.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 
-from sfumato.client.vault.customers import Customers, WarmData
+from sfumato.client.vault.customers import WarmData
 from sfumato.common import analyses
-from sfumato.common.analyses import score_histogram
+from sfumato.common.analyses.grouped_scores import GroupedScores
 from sfumato.common.codec import Vector
 from sfumato.common.contract import Contract
 from sfumato.common.contributions import Cells, Contributions
-from sfumato.common.errors import Refusal, RefusalCode
+from sfumato.common.errors import BadInput, Refusal, RefusalCode
 from sfumato.common.fixed_point import GRID
-from sfumato.common.job import AnalysisJob, ChurnNetJob
-from sfumato.common.learners import churn_net
+from sfumato.common.job import AnalysisJob, AnyJob, ChurnNetJob, Evaluation, LearnerJob
+from sfumato.common.learners import catalogue, churn_net
+from sfumato.common.learners.bins import Schema
+from sfumato.common.learners.schema import SchemaRound
 from sfumato.privacy.clipping import BoundedSum
 from sfumato.privacy.dpsgd import GradientSums
 from sfumato.privacy.noise import SecureRandom
 from sfumato.privacy.phantoms import Phantoms
 from sfumato.privacy.plan import MOST_SUMMED, Ask
+
+PART = 1 << 15  # customers whose vectors lie in memory at once
 
 
 @dataclass(frozen=True)
@@ -46,14 +53,17 @@ class Contributing:
     def of(
         self,
         job_id: str,
-        job: ChurnNetJob | AnalysisJob,
+        job: AnyJob,
         ask: Ask,
         round_: int,
         body: Vector | None,
+        bins: Schema | None,
         phantoms: Phantoms,
     ) -> Contribution:
         if isinstance(job, AnalysisJob):
             return self._of_analysis(job, ask, round_, body, phantoms)
+        if isinstance(job, LearnerJob):
+            return self._of_learner(job, ask, round_, body, bins, phantoms)
         if ask.what == "step":
             return self._of_gradient(job_id, job, ask, body, phantoms)
         customers = self._data.learners(job.model.bins)
@@ -62,7 +72,13 @@ class Contributing:
             return _exact(
                 lambda: Cells(np.zeros((rows, 1), dtype=np.int64), np.ones(1), 1), ask.max_norm, phantoms
             )
-        return self._of_evaluation(job, customers, ask, body, phantoms)
+        net = churn_net.build(self._contract, job.model, job.training.seed)
+        load_weights(net, body)
+        held_out = customers.encoded.take(customers.holdout)
+        labels = customers.labels[customers.holdout]
+        return self._of_evaluation(
+            job.evaluation, ask, phantoms, lambda: (churn_net.logits(net, held_out), labels)
+        )
 
     def _of_analysis(
         self, job: AnalysisJob, ask: Ask, round_: int, body: Vector | None, phantoms: Phantoms
@@ -100,18 +116,87 @@ class Contributing:
 
         return Contribution(compute, ask.l2_sensitivity(churn_net.size(net) + phantoms.slots))
 
-    def _of_evaluation(
-        self, job: ChurnNetJob, customers: Customers, ask: Ask, body: Vector | None, phantoms: Phantoms
+    def _of_learner(
+        self,
+        job: LearnerJob,
+        ask: Ask,
+        round_: int,
+        body: Vector | None,
+        bins: Schema | None,
+        phantoms: Phantoms,
     ) -> Contribution:
-        net = churn_net.build(self._contract, job.model, job.training.seed)
-        load_weights(net, body)
+        """The schema's cells, or what the learner asks of the customers in them; a part of them at a time."""
+        data = self._data
+        if ask.what == "schema":
+            asked = SchemaRound(self._contract, job.binning.bins)
+            columns = data.columns(asked.columns)
+            return _exact(
+                lambda: _some(asked.contribute(0, columns, None), ~data.holdout), ask.max_norm, phantoms
+            )
+        if bins is None:
+            raise Refusal(RefusalCode.BAD_VECTOR)
+        try:
+            learner = catalogue.build(job.kind, job.learner, bins, self._contract)
+            customers = data.coded(bins)
+        except BadInput:
+            raise Refusal(RefusalCode.BAD_VECTOR) from None
+        model = _floats(body)
+        if ask.what == "evaluation":
+            held_out = customers[data.holdout & (customers.labels >= 0)]
+            labels = held_out.labels
+            return self._of_evaluation(
+                job.evaluation,
+                ask,
+                phantoms,
+                lambda: (learner.logits(held_out.codes, model), labels),
+                customers.labels >= 0,
+            )
+        training = customers[~data.holdout]
+        parts = [training[start : start + PART] for start in range(0, max(len(training), 1), PART)]
+
+        def compute() -> BoundedSum:
+            try:
+                return BoundedSum.of_parts(
+                    (
+                        (phantoms if n == 0 else phantoms.slots_alone()).extend(
+                            learner.contribute(round_ - 1, part, model), ask.max_norm
+                        )
+                        for n, part in enumerate(parts)
+                    ),
+                    ask.max_norm,
+                )
+            except ValueError:
+                raise Refusal(RefusalCode.BAD_VECTOR) from None
+
+        return Contribution(compute, l2_sensitivity=GRID)
+
+    def _of_evaluation(
+        self,
+        evaluation: Evaluation,
+        ask: Ask,
+        phantoms: Phantoms,
+        scored: Callable[[], tuple[npt.NDArray[np.float64], npt.NDArray[np.generic]]],
+        known: npt.NDArray[np.bool_] | None = None,
+    ) -> Contribution:
+        """The held-out customers' scores, by group; of those with a label, where not all `known` customers have."""
+        grouped = GroupedScores.of(self._contract, evaluation.groups, evaluation.bins)
+        columns: dict[str, Any] = {}
+        if grouped.columns:
+            rows = pa.array(self._data.holdout if known is None else self._data.holdout & known)
+            found = self._data.columns(grouped.columns)
+            columns = {name: found[name].filter(rows) for name in grouped.columns}
 
         def contributions() -> Contributions:
-            logits = churn_net.logits(net, customers.encoded.take(customers.holdout))
-            cells = score_histogram.cells(logits, customers.labels[customers.holdout], job.evaluation.bins)
-            return Cells(cells[:, None], np.ones(1), 2 * job.evaluation.bins)
+            try:
+                return grouped.contribute(*scored(), columns)
+            except ValueError:
+                raise Refusal(RefusalCode.BAD_VECTOR) from None
 
         return _exact(contributions, ask.max_norm, phantoms)
+
+
+def _some(cells: Cells, rows: npt.NDArray[np.bool_]) -> Cells:
+    return Cells(cells.cells[rows], cells.weights, cells.length)
 
 
 def load_weights(net: churn_net.ChurnNet, body: Vector | None) -> None:

@@ -8,10 +8,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sfumato.client.features import analysis_frame, customer_frame, holdout_mask
+from sfumato.client.features import analysis_frame, customer_frame, customer_tokens, holdout_mask
 from sfumato.client.vault.store import Store
 from sfumato.common.contract import Contract
+from sfumato.common.learners.bins import Schema
 from sfumato.common.learners.encoding import Encoded, Encoder
+from sfumato.common.learners.learner import Coded
+from sfumato.common.learners.schema import label_codes
 from sfumato.privacy.keys import Keyring
 
 MOST_FRAMES = 8
@@ -39,6 +42,7 @@ class WarmData:
         self._contract = contract
         self._keyring = keyring
         self._learners: dict[int, Customers] = {}  # by number of bins
+        self._coded: tuple[Schema, Coded] | None = None
         self._frames: dict[tuple[str, ...], Mapping[str, Any]] = {}
 
     def learners(self, bins: int) -> Customers:
@@ -54,6 +58,21 @@ class WarmData:
                 ),
             )
         return self._learners[bins]
+
+    def coded(self, schema: Schema) -> Coded:
+        """All customers in the bins of this schema, with their label. Raises BadInput on another contract's."""
+        if self._coded is None or self._coded[0] != schema:
+            schema.require(self._contract)
+            assert self._contract.label is not None
+            columns = self.columns((*(c.name for c in schema.columns), self._contract.label.name))
+            self._coded = schema, Coded(schema.codes(columns), label_codes(self._contract, columns))
+        return self._coded[1]
+
+    @cached_property
+    def holdout(self) -> npt.NDArray[np.bool_]:
+        """Which customers are never trained on, in the order of `columns` and `coded`."""
+        tokens = customer_tokens(self._store, self._contract)
+        return holdout_mask(tokens, self._keyring, self._contract.holdout_fraction)
 
     def columns(self, names: tuple[str, ...]) -> Mapping[str, Any]:
         """These declared columns of all customers, in the clear, in one order."""

@@ -1,0 +1,283 @@
+"""Scoring: a model file and the contract of its job, ready for customers.
+
+Whoever scores trusts the file with nothing: kind, tensors, parameters and schema must be those of this contract, or
+it is BadInput that says what is wrong. A score is one customer's and stays in the vault.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from pydantic import ValidationError
+from scipy.special import expit
+
+from sfumato.common.contract import Contract, validation_lines
+from sfumato.common.errors import BadInput
+from sfumato.common.job import Model
+from sfumato.common.learners import churn_net, kmeans
+from sfumato.common.learners.bins import Schema
+from sfumato.common.learners.churn_net import ChurnNet
+from sfumato.common.learners.curves import of_contract, of_schema
+from sfumato.common.learners.encoding import Encoder, FeatureSpec, model_features, number_codes
+from sfumato.common.learners.models import Reason, SavedModel, Scorer, Scores
+from sfumato.common.learners.random_trees import Forest, Question, RandomTrees
+from sfumato.common.learners.reasons import ForestAmounts, NetAmounts, Typical, largest
+from sfumato.common.learners.scorecard import Scorecard
+
+ROWS = 8192  # scored at a time: what a tree or a layer needs of them stays in the processor's cache
+HAS_REASONS = ("churn-net", "boosted-trees", "scorecard")
+
+Floats = npt.NDArray[np.float64]
+Found = TypeVar("Found")
+
+
+def scorer(saved: SavedModel, contract: Contract, typical: Mapping[str, Any] | None = None) -> Scorer:
+    """The model, checked. Raises BadInput that says what is wrong with it.
+
+    `typical` are columns of customers with whom a churn net's reasons compare a customer; without them it is the
+    even customer of `reasons.Typical.of_contract`, which skewed columns are far from. Other kinds need none: their
+    file says how the average customer is.
+    """
+    saved.require(contract)
+    try:
+        match saved.header.kind:
+            case "churn-net":
+                return _net(saved, contract, typical)
+            case "boosted-trees":
+                return _trees(saved, contract)
+            case "scorecard":
+                return _card(saved, contract)
+            case "segments":
+                return _segments(saved, contract)
+    except ValidationError as e:
+        wrong = validation_lines(e)
+    except (ValueError, OverflowError) as e:
+        wrong = str(e)
+    raise BadInput(
+        f"model {saved.header.name!r} does not hold what a {saved.header.kind} needs: {wrong}",
+        hint="It is damaged, or was not written by this release.",
+    )
+
+
+# --- kinds -------------------------------------------------------------------------------------------------
+
+
+class NetScorer:
+    """A churn net."""
+
+    def __init__(
+        self, net: ChurnNet, encoder: Encoder, contract: Contract, bins: int, typical: Typical
+    ) -> None:
+        self._net, self._encoder = net, encoder
+        self._words = of_contract(contract, bins)
+        is_number = [f.numeric for f in encoder.features]
+        self._amounts = NetAmounts(net, encoder.cardinalities, typical, is_number)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return tuple(f.name for f in self._encoder.features)
+
+    def score(self, columns: Mapping[str, Any], *, reasons: int = 0) -> Scores:
+        _check_reasons(reasons)
+        encoded = _read(lambda: self._encoder.transform(columns))
+        logits = churn_net.logits(self._net, encoded)
+        if not np.isfinite(logits).all():
+            raise BadInput("the net's log-odds are no numbers", hint="Its weights are beyond all measure.")
+        named = list[tuple[Reason, ...]]()
+        for rows in _chunks(len(encoded)) if reasons else ():
+            part = encoded.take(np.arange(rows.start, rows.stop))
+            named += largest(self._amounts.amounts(part), part.codes, self._words, reasons)
+        return Scores(probability=expit(logits), reasons=tuple(named) if reasons else None)
+
+
+class TreesScorer:
+    """Boosted trees over a schema's codes."""
+
+    def __init__(self, forest: Forest, schema: Schema) -> None:
+        self._forest, self._schema = forest, schema
+        self._words = of_schema(schema)
+        self._amounts = ForestAmounts.of(forest, schema)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return tuple(c.name for c in self._schema.columns)
+
+    def score(self, columns: Mapping[str, Any], *, reasons: int = 0) -> Scores:
+        _check_reasons(reasons)
+        codes = _read(lambda: self._schema.codes(columns))
+        logits, named = np.zeros(len(codes)), list[tuple[Reason, ...]]()
+        for rows in _chunks(len(codes)):
+            logits[rows] = self._forest.logits(codes[rows])
+            if reasons:
+                named += largest(self._amounts.amounts(codes[rows]), codes[rows], self._words, reasons)
+        return Scores(probability=expit(logits), reasons=tuple(named) if reasons else None)
+
+
+class CardScorer:
+    """A scorecard over a schema's codes. Its reasons' amounts are points lost against the column's neutral level."""
+
+    def __init__(self, card: Scorecard, schema: Schema) -> None:
+        self._card, self._schema = card, schema
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return tuple(c.name for c in self._schema.columns)
+
+    def score(self, columns: Mapping[str, Any], *, reasons: int = 0) -> Scores:
+        _check_reasons(reasons)
+        codes = _read(lambda: self._schema.codes(columns))
+        named = [
+            tuple(Reason(r.column, r.bin, float(r.points_lost)) for r in lost)
+            for lost in (self._card.reasons(codes, reasons) if reasons else ())
+        ]
+        return Scores(
+            probability=expit(self._card.log_odds(codes)),
+            points=self._card.scores(codes),
+            reasons=tuple(named) if reasons else None,
+        )
+
+
+class SegmentScorer:
+    """The nearest of some centres. There are no reasons: `reasons` is passed over."""
+
+    def __init__(self, centres: Floats, specs: tuple[FeatureSpec, ...]) -> None:
+        self._centres, self._specs = centres, specs
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return tuple(s.name for s in self._specs)
+
+    def score(self, columns: Mapping[str, Any], *, reasons: int = 0) -> Scores:
+        _check_reasons(reasons)
+        missing = [n for n in self.columns if n not in columns]
+        if missing:
+            raise BadInput(f"no column {missing[0]!r} to score", hint="The model's segments are made of it.")
+        if len({len(columns[n]) for n in self.columns}) != 1:
+            raise BadInput("the columns to score differ in length")
+        edges = np.zeros(0)
+        values = _read(
+            lambda: np.stack([number_codes(columns[s.name], s, edges)[1] for s in self._specs], axis=1)
+        )
+        return Scores(segment=kmeans.assign(values, self._centres))
+
+
+# --- from the file -----------------------------------------------------------------------------------------
+
+
+def _net(saved: SavedModel, contract: Contract, typical: Mapping[str, Any] | None) -> Scorer:
+    _check_label(saved, contract)
+    weights = _tensor(saved, "weights", np.float32, 1)
+    model = Model.model_validate(_parameter(saved, "model", dict))
+    net = churn_net.build(contract, model)
+    churn_net.load(net, weights)
+    encoder = Encoder(contract, model.bins)
+    compared = _typical(encoder, contract, model.bins, typical)
+    return NetScorer(net, encoder, contract, model.bins, compared)
+
+
+def _typical(encoder: Encoder, contract: Contract, bins: int, customers: Mapping[str, Any] | None) -> Typical:
+    if customers is not None:
+        encoded = _read(lambda: encoder.transform(customers))
+        if len(encoded):
+            return Typical.of_customers(encoded, contract)
+    return Typical.of_contract(contract, bins)
+
+
+def _trees(saved: SavedModel, contract: Contract) -> Scorer:
+    schema = _schema(saved, contract)
+    numbers = _tensor(saved, "forest", np.float32, 1)
+    question = Question(rounds=_parameter(saved, "rounds", int), trees=_parameter(saved, "trees", int))
+    return TreesScorer(RandomTrees(schema, contract, question).finished_forest(numbers), schema)
+
+
+def _card(saved: SavedModel, contract: Contract) -> Scorer:
+    schema = _schema(saved, contract)
+    points = _tensor(saved, "points", np.int64, 1)
+    card = Scorecard.model_validate(_parameter(saved, "card", dict))
+    if [(a.column, len(a.bins)) for a in card.attributes] != [
+        (c.name, len(c.counts)) for c in schema.columns
+    ]:
+        raise ValueError("its card and its schema have other columns or bins")
+    if points.tolist() != [b.points for a in card.attributes for b in a.bins]:
+        raise ValueError("tensor 'points' does not hold the points of its card")
+    return CardScorer(card, schema)
+
+
+def _segments(saved: SavedModel, contract: Contract) -> Scorer:
+    centres = _tensor(saved, "centres", np.float32, 2).astype(np.float64)
+    names = _parameter(saved, "names", list)
+    known = {spec.name: spec for spec in model_features(contract) if spec.numeric}
+    if not names or any(not isinstance(n, str) or n not in known for n in names):
+        raise ValueError("parameter 'names' must name numbers among the contract's model features")
+    if len(set(names)) < len(names) or centres.shape[1] != len(names) or not len(centres):
+        raise ValueError(f"tensor 'centres' must be of {len(set(names))} numbers, is {list(centres.shape)}")
+    if not np.isfinite(centres).all():
+        raise ValueError("tensor 'centres' must be finite")
+    return SegmentScorer(centres, tuple(known[n] for n in names))
+
+
+def _tensor(saved: SavedModel, name: str, kind: type[np.generic], dimensions: int) -> npt.NDArray[Any]:
+    """The one tensor that this kind has."""
+    if set(saved.tensors) != {name}:
+        raise ValueError(f"expected one tensor {name!r}, found {sorted(saved.tensors) or 'none'}")
+    tensor = saved.tensors[name]
+    if tensor.dtype != kind or tensor.ndim != dimensions:
+        raise ValueError(
+            f"tensor {name!r} must be {np.dtype(kind).name} of {dimensions} dimensions, is {tensor.dtype.name} "
+            f"of {tensor.ndim}"
+        )
+    return tensor
+
+
+def _parameter(saved: SavedModel, name: str, kind: type[Found]) -> Found:
+    value = saved.header.parameters.get(name)
+    if type(value) is not kind:
+        raise ValueError(f"parameter {name!r} must be of type {kind.__name__}, is {type(value).__name__}")
+    return value
+
+
+def _check_label(saved: SavedModel, contract: Contract) -> None:
+    own = contract.label.name if contract.label else None
+    if own is None or saved.header.label != own:
+        raise ValueError(f"it foretells {saved.header.label!r}, the contract's label is {own!r}")
+
+
+def _schema(saved: SavedModel, contract: Contract) -> Schema:
+    """The model's bins, if they are bins of this contract's columns."""
+    _check_label(saved, contract)
+    schema = saved.header.schema_
+    if schema is None:
+        raise ValueError("it has no schema")
+    schema.require(contract)
+    if schema.label != saved.header.label:
+        raise ValueError(f"its schema counts {schema.label!r}")
+    for spec, column, words in zip(model_features(contract), schema.columns, of_schema(schema), strict=True):
+        same = (column.categories is not None) != spec.numeric
+        if not same or set(column.categories or ()) != set(spec.categories or ()):
+            raise ValueError(f"its schema's column {spec.name!r} has other values than the contract's")
+        if len(words.bins) != len(column.counts):
+            raise ValueError(f"its schema's column {spec.name!r} has bins that nobody can be in")
+    return schema
+
+
+# --- customers ---------------------------------------------------------------------------------------------
+
+
+def _read(columns: Callable[[], Found]) -> Found:
+    try:
+        return columns()
+    except pa.ArrowException:  # its text may hold a value
+        raise BadInput(
+            "a column does not hold what the contract says", hint="Ingest the data again under this contract."
+        ) from None
+
+
+def _check_reasons(reasons: int) -> None:
+    if reasons < 0:
+        raise BadInput("a score has 0 reasons or more")
+
+
+def _chunks(n: int) -> list[slice]:
+    return [slice(start, min(start + ROWS, n)) for start in range(0, n, ROWS)]
