@@ -227,7 +227,12 @@ BAD_JOBS = [
     ("no-job-table", "[job]", "[work]", "has no [job] table"),
     ("no-name", 'name = "churn-q4"\n', "", "name: Field required"),
     ("odd-name", '"churn-q4"', '"Churn Q4!"', "name: String should match pattern"),
-    ("unknown-kind", '"churn-net"', '"pickle"', "kind: Input should be one of churn-net, boosted-trees, scorecard"),
+    (
+        "unknown-kind",
+        '"churn-net"',
+        '"pickle"',
+        "kind: Input should be one of churn-net, boosted-trees, scorecard",
+    ),
     (
         "short-purpose",
         "Whom to call before they leave",
@@ -270,13 +275,13 @@ BAD_JOBS = [
         "pull-without-fedprox",
         "rounds = 10",
         "rounds = 10\nproximal_mu = 0.5",
-        'training: proximal_mu does nothing with strategy = "fedavg": it goes with "fedprox"',
+        'training: proximal_mu goes with strategy = "fedprox"',
     ),
     (
         "server-step-without-fedadam",
         "rounds = 10",
         'rounds = 10\nstrategy = "fedprox"\nserver_tau = 0.5',
-        'training: server_tau does nothing with strategy = "fedprox": it goes with "fedadam"',
+        'training: server_tau goes with strategy = "fedadam"',
     ),
     (
         "strategy-of-secure-sums",
@@ -284,6 +289,18 @@ BAD_JOBS = [
         '= 2.0\nmode = "secure-sum"\n\n[training]\nlocal_steps = 1\nstrategy = "fedadam"\n\n'
         "[federation]\nmin_branches = 3\n",
         "training.strategy is for mode local",
+    ),
+    (
+        "quantile-of-a-fixed-bound",
+        "rounds = 10",
+        "rounds = 10\nclipping_quantile = 0.7",
+        'training: clipping_quantile goes with clipping = "adaptive"',
+    ),
+    (
+        "adaptive-clipping-in-a-branch",
+        "rounds = 10",
+        'rounds = 10\nclipping = "adaptive"',
+        "training.clipping is for mode secure-sum",
     ),
     (
         "no-clipping",

@@ -154,6 +154,13 @@ def test_all_customers_at_every_step_needs_no_sampling() -> None:
     assert 0.985 < plan.epsilon("training") <= 1.0
 
 
+def test_an_adaptive_bound_costs_what_a_fixed_one_does_and_its_vectors_are_one_long() -> None:
+    fixed, adaptive = (Plan.of(churn("secure-sum", clipping=c), contract(2)) for c in ("fixed", "adaptive"))
+    assert adaptive.events == fixed.events
+    assert (fixed.ask(1).max_norm, adaptive.ask(1).max_norm) == (0.5, 1.0)
+    assert adaptive.ask(1).noise_multiplier == fixed.ask(1).noise_multiplier
+
+
 @pytest.mark.parametrize("times", [1, 3])
 @pytest.mark.parametrize("mode", ["local", "secure-sum"])
 @pytest.mark.parametrize("repeats", [None, 0, 3])

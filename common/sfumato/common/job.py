@@ -64,9 +64,18 @@ class Model(_Strict):
     bins: int = Field(default=16, ge=2, le=64)
 
 
+# Keys of [training] that begin so say something only where another key has this value.
+_WAYS = (
+    ("proximal_", "strategy", "fedprox"),
+    ("server_", "strategy", "fedadam"),
+    ("clipping_", "clipping", "adaptive"),
+)
+
+
 class Training(_Strict):
     """Local DP-SGD inside a round, and over rounds FedAvg, FedProx (a pull of `proximal_mu` toward the round's first
-    weights) or FedAdam (a step at the coordinator). `sample_rate` is the Poisson rate of one step."""
+    weights) or FedAdam (a step at the coordinator). `sample_rate` is the Poisson rate of one step. `clipping`:
+    adaptive starts from `max_grad_norm` (see privacy.adaptive_clipping)."""
 
     rounds: int = Field(default=10, ge=1, le=1000)
     local_steps: int = Field(default=20, ge=1, le=10000)
@@ -80,16 +89,19 @@ class Training(_Strict):
     server_beta_1: float = Field(default=0.9, ge=0, lt=1)
     server_beta_2: float = Field(default=0.99, ge=0, lt=1)
     server_tau: float = Field(default=1e-3, gt=0, le=1)
+    clipping: Literal["fixed", "adaptive"] = "fixed"
+    clipping_quantile: float = Field(default=0.5, gt=0, lt=1)
+    clipping_rate: float = Field(default=0.2, gt=0, le=2)
+    clipping_share: float = Field(default=0.01, ge=1e-4, le=0.5)
     seed: int = Field(default=0, ge=0, lt=2**32)  # initial weights only, never noise
 
     @model_validator(mode="after")
-    def _only_what_the_strategy_uses(self) -> Self:
+    def _no_key_without_its_way(self) -> Self:
         for name, field in type(self).model_fields.items():
-            needs = "fedprox" if name == "proximal_mu" else "fedadam" if name.startswith("server_") else None
-            if needs not in (None, self.strategy) and getattr(self, name) != field.default:
-                raise ValueError(
-                    f'{name} does nothing with strategy = "{self.strategy}": it goes with "{needs}"'
-                )
+            for prefix, way, needed in _WAYS:
+                idle = name.startswith(prefix) and getattr(self, way) != needed
+                if idle and getattr(self, name) != field.default:
+                    raise ValueError(f'{name} goes with {way} = "{needed}", and does nothing else')
         return self
 
 
@@ -179,6 +191,10 @@ class ChurnNetJob(Job):
             raise ValueError("evaluation.groups needs mode secure-sum")
         if self.privacy.mode == "secure-sum" and self.training.strategy != "fedavg":
             raise ValueError("training.strategy is for mode local: a secure sum has nothing to average")
+        if self.privacy.mode == "local" and self.training.clipping != "fixed":
+            raise ValueError(
+                "training.clipping is for mode secure-sum: a branch by itself clips as it is told"
+            )
         return self
 
 

@@ -28,6 +28,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from sfumato.common.learners.encoding import Encoded
 from sfumato.privacy import clipped_gradients
+from sfumato.privacy.adaptive_clipping import AdaptiveBound
 from sfumato.privacy.clipped_gradients import DenseGradients, Gradients
 from sfumato.privacy.noise import SecureRandom
 from sfumato.privacy.phantoms import Phantoms
@@ -149,24 +150,36 @@ class GradientSums:
         self._target = torch.from_numpy(np.asarray(labels, dtype=np.float32))
         self._size = sum(p.numel() for p in net.parameters())
 
-    def __call__(self, *, sample_rate: float, rng: SecureRandom) -> npt.NDArray[np.float64]:
+    def __call__(
+        self, *, sample_rate: float, rng: SecureRandom, adaptive: AdaptiveBound | None = None
+    ) -> npt.NDArray[np.float64]:
         """The sum over a Poisson sample: float64 [P + slots], weights in the order of net.parameters().
 
-        Raises ValueError on a rate outside [0, 1].
+        With `adaptive`, [P + 1 + slots], where each customer's vector is at most 1 long (privacy.adaptive_clipping):
+        so `max_grad_norm`, to which phantoms are clipped, must be 1. Raises ValueError if it is not, or on a rate
+        outside [0, 1].
         """
+        if adaptive is not None and self._bound != 1:
+            raise ValueError("max_grad_norm must be 1 where the bound is adaptive")
         customers = self._target.numel()
         taken = rng.poisson_sample(customers + len(self._rows), sample_rate)
         real, phantoms = np.split(taken, [np.searchsorted(taken, customers)])
-        total = np.zeros(self._size + self._rows.shape[1])
+        length = self._size + (adaptive is not None)
+        total = np.zeros(length + self._rows.shape[1])
         for gradients in self._gradients(real):
-            total[: self._size] += self._clipped_sum(gradients)
-        total[self._size :] += self._clipped_sum(
-            DenseGradients(torch.from_numpy(self._rows[phantoms - customers]))
+            total[:length] += self._clipped_sum(gradients, adaptive)
+        total[length:] += self._clipped_sum(
+            DenseGradients(torch.from_numpy(self._rows[phantoms - customers])), None
         )
         return total
 
-    def _clipped_sum(self, gradients: Gradients) -> npt.NDArray[np.float64]:
-        return gradients.weighted_sum(clip_factors(gradients.norms(), self._bound)).numpy()
+    def _clipped_sum(self, gradients: Gradients, adaptive: AdaptiveBound | None) -> npt.NDArray[np.float64]:
+        norms = gradients.norms()
+        if adaptive is None:
+            return gradients.weighted_sum(clip_factors(norms, self._bound)).numpy()
+        factors = clip_factors(norms, adaptive.bound) * (adaptive.gradient / adaptive.bound)
+        signs = 2 * (norms <= adaptive.bound).double() - 1  # NaN is not within
+        return torch.cat([gradients.weighted_sum(factors), adaptive.sign * signs.sum()[None]]).numpy()
 
     def _gradients(self, rows: npt.NDArray[np.int64]) -> Iterator[Gradients]:
         net = self._net

@@ -163,6 +163,8 @@ def _secure_training(job: ChurnNetJob, times: int) -> Plan:
     step = accounting.calibrate_noise_multiplier(privacy.target_epsilon, privacy.delta, sampled, steps, sizes)
     evaluation = _evaluation(privacy, counts, whole)
     rate, norm = training.sample_rate, training.max_grad_norm
+    if training.clipping == "adaptive":
+        norm = 1.0  # of gradient over bound and the sign beside it (see privacy.adaptive_clipping)
     groups = math.sqrt(1 + len(job.evaluation.groups))
     return Plan(
         times=times,

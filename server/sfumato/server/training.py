@@ -19,6 +19,7 @@ from sfumato.common.job import ChurnNetJob, Training
 from sfumato.common.learners import churn_net
 from sfumato.common.learners.bins import Schema
 from sfumato.common.learners.models import Tensors
+from sfumato.privacy.adaptive_clipping import AdaptiveBound
 from sfumato.privacy.dpsgd import MOMENTUM
 from sfumato.privacy.plan import Ask
 from sfumato.server import strategies
@@ -65,14 +66,41 @@ def _by_secure_sums(rounds: Rounds, job: ChurnNetJob) -> Trained:
     net = churn_net.build(rounds.signed.contract, job.model, job.training.seed)
     weights = churn_net.flatten(net)
     customers = max(1.0, float(rounds.total(0, 1).values[0]))
-    descent = Descent(weights, job.training)
+    descent, clip = Descent(weights, job.training), Clipping(job.training, customers)
     for round_ in range(1, job.training.rounds + 1):
-        gradient = rounds.total(round_, weights.size, weights).values
-        weights = descent.step(gradient / (job.training.sample_rate * customers))
+        gradient = clip.gradient(rounds, round_, weights)
+        weights = descent.step(gradient)
         rounds.report_progress("round", round_, job.training.rounds)
     grouped = GroupedScores.of(rounds.signed.contract, job.evaluation.groups, job.evaluation.bins)
     scores = rounds.total(job.training.rounds + 1, grouped.length, weights)
     return _of_net(job, weights, grouped.whole(scores), scores.std**2, customers, grouped.read(scores))
+
+
+class Clipping:
+    """Asks a round's gradient, within the fixed bound or one that follows the rounds (privacy.adaptive_clipping)."""
+
+    def __init__(self, training: Training, customers: float) -> None:
+        self._training = training
+        self._expected = training.sample_rate * customers  # in a round's sample; noisy
+        self.bound: AdaptiveBound | None = None
+        if training.clipping == "adaptive":
+            self.bound = AdaptiveBound.near(training.max_grad_norm, training.clipping_share)
+
+    def gradient(self, rounds: Rounds, round_: int, weights: Weights) -> npt.NDArray[np.float64]:
+        """The noisy mean gradient at these weights. Raises JobFailed."""
+        if self.bound is None:
+            return rounds.total(round_, weights.size, weights).values / self._expected
+        asked = np.append(weights, np.float32(self.bound.bound))
+        total = rounds.total(round_, asked.size, asked).values
+        return self.read(total)
+
+    def read(self, total: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """The mean gradient of an adaptive round's total [W + 1]; the bound moves on."""
+        assert self.bound is not None
+        bound, training = self.bound, self._training
+        within = (total[-1] / bound.sign / self._expected + 1) / 2
+        self.bound = bound.after(within, quantile=training.clipping_quantile, rate=training.clipping_rate)
+        return total[:-1] * (bound.bound / bound.gradient / self._expected)
 
 
 class Descent:

@@ -24,6 +24,7 @@ from sfumato.common.job import AnalysisJob, AnyJob, ChurnNetJob, Evaluation, Lea
 from sfumato.common.learners import catalogue, churn_net
 from sfumato.common.learners.bins import Schema
 from sfumato.common.learners.schema import SchemaRound
+from sfumato.privacy.adaptive_clipping import AdaptiveBound
 from sfumato.privacy.clipping import BoundedSum
 from sfumato.privacy.dpsgd import GradientSums
 from sfumato.privacy.noise import SecureRandom
@@ -108,13 +109,17 @@ class Contributing:
             sums = GradientSums(net, encoded, labels, max_grad_norm=ask.max_norm, phantoms=phantoms)
             self._steps = {job_id: (net, sums)}
         net, sums = self._steps[job_id]
+        adaptive = None
+        if job.training.clipping == "adaptive":
+            body, adaptive = _bounded(body, job.training.clipping_share)
         load_weights(net, body)
 
         def compute() -> BoundedSum:
-            total = sums(sample_rate=ask.sample_rate, rng=self._rng)
+            total = sums(sample_rate=ask.sample_rate, rng=self._rng, adaptive=adaptive)
             return BoundedSum.of_clipped(total, ask.max_norm, MOST_SUMMED)
 
-        return Contribution(compute, ask.l2_sensitivity(churn_net.size(net) + phantoms.slots))
+        length = churn_net.size(net) + (adaptive is not None)
+        return Contribution(compute, ask.l2_sensitivity(length + phantoms.slots))
 
     def _of_learner(
         self,
@@ -204,6 +209,15 @@ def load_weights(net: churn_net.ChurnNet, body: Vector | None) -> None:
     try:
         churn_net.load(net, _floats(body))
     except ValueError:
+        raise Refusal(RefusalCode.BAD_VECTOR) from None
+
+
+def _bounded(body: Vector | None, share: float) -> tuple[Vector, AdaptiveBound]:
+    """Weights, and the bound that came behind them. Raises Refusal(BAD_VECTOR)."""
+    values = _floats(body)
+    try:
+        return values[:-1], AdaptiveBound(float(values[-1]), share)
+    except (ValueError, IndexError):
         raise Refusal(RefusalCode.BAD_VECTOR) from None
 
 
