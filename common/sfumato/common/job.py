@@ -20,6 +20,7 @@ from sfumato.common.canonical import canonical_bytes, content_hash
 from sfumato.common.contract import Contract, read_toml, validation_lines
 from sfumato.common.errors import BadInput, Refusal, RefusalCode
 from sfumato.common.learners import catalogue
+from sfumato.common.learners.bins import Schema
 
 SIGNATURE_DOMAIN = b"sfumato-job-v1\x00"
 SMALLEST_SET = 3  # of a secure sum: with two, each could subtract itself
@@ -120,10 +121,12 @@ class Evaluation(_Strict):
 
 
 class Binning(_Strict):
-    """The schema round: at most so many `bins` a number, and which share of the budget (as mu squared) it takes."""
+    """The schema round: at most so many `bins` a number, and which share of the budget (as mu squared) it takes.
+    With `known`, a schema that an earlier job paid for, there is no such round, and both say nothing."""
 
     bins: int = Field(default=24, ge=2, le=64)
     share: float = Field(default=0.2, gt=0, lt=1)
+    known: Schema | None = None
 
 
 class Federation(_Strict):
@@ -298,6 +301,8 @@ def sign_job(
     elif contract.label is None:
         raise BadInput(f"contract {contract.name!r} has no label to learn")
     else:
+        if isinstance(job, LearnerJob) and job.binning.known is not None:
+            catalogue.build(job.kind, job.learner, job.binning.known, contract)
         GroupedScores.of(contract, job.evaluation.groups, job.evaluation.bins)
     issued = (now or datetime.now(UTC)).replace(microsecond=0)
     unsigned = SignedJob(
@@ -325,9 +330,24 @@ def load_job(path: Path) -> AnyJob:
             f"{path}: not a valid job\n  kind: Input should be one of {', '.join(KINDS)}",
             hint="See docs/jobs.md for every key.",
         )
+    binning = data.get("binning")
+    if isinstance(binning, dict) and isinstance(binning.get("known"), str):
+        data["binning"] = {**binning, "known": _schema(path.parent / binning["known"])}
     try:
         return KINDS[kind].model_validate({**head, **data})
     except ValidationError as e:
         raise BadInput(
             f"{path}: not a valid job\n  {validation_lines(e)}", hint="See docs/jobs.md for every key."
         ) from None
+
+
+def _schema(path: Path) -> Schema:
+    """The schema.json of a finished run. Raises BadInput."""
+    try:
+        return Schema.model_validate_json(path.read_bytes())
+    except OSError as e:
+        raise BadInput(
+            f"{path}: {e.strerror or 'cannot be read'}", hint="binning.known names a schema.json."
+        ) from None
+    except ValidationError as e:
+        raise BadInput(f"{path}: not a schema\n  {validation_lines(e)}") from None

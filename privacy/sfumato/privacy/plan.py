@@ -189,17 +189,26 @@ def _secure_training(job: ChurnNetJob, times: int) -> Plan:
 
 
 def _learner(job: LearnerJob, contract: Contract, times: int) -> Plan:
-    """Gaussians all through: the schema takes its share of mu squared, the learner's sums share the rest alike."""
+    """Gaussians all through: the schema takes its share of mu squared, the learner's sums share the rest alike.
+    A schema that is known already takes nothing."""
     privacy = job.privacy
     rounds = catalogue.rounds(job.kind, job.learner)
     repeats = _repeats(job, rounds)
     counts = 1 + (repeats > 0)
     local = times if privacy.mode == "local" else 1
     whole = accounting.calibrate_gaussian(privacy.target_epsilon, privacy.delta)
-    share = (1 - job.binning.share) / rounds
-    parts = local * (counts * job.binning.share + (rounds + repeats) * share)
-    schema, each = (accounting.round_up(whole * math.sqrt(parts / s)) for s in (job.binning.share, share))
-    training = [accounting.gaussian(z) for z in [schema] * counts + [each] * (rounds + repeats)]
+    binning = job.binning
+    first = 0.0 if binning.known is not None else binning.share
+    share = (1 - first) / rounds
+    parts = local * (counts * first + (rounds + repeats) * share)
+    each = accounting.round_up(whole * math.sqrt(parts / share))
+    noise = [each] * (rounds + repeats)
+    asks = {"sum": Ask("sum", "training", each, 1.0, catalogue.max_norm(job.kind, job.learner))}
+    if first:
+        schema = accounting.round_up(whole * math.sqrt(parts / first))
+        noise += [schema] * counts
+        norm = SchemaRound(contract, binning.bins).max_norm(0)
+        asks["schema"] = Ask("schema", "training", schema, 1.0, norm)
     evaluation = accounting.round_up(math.sqrt(local) * _evaluation(privacy, counts, whole))
     grouped = GroupedScores.of(contract, job.evaluation.groups, job.evaluation.bins)
     return Plan(
@@ -210,20 +219,16 @@ def _learner(job: LearnerJob, contract: Contract, times: int) -> Plan:
         noise_multiplier=each,
         events=MappingProxyType(
             {
-                "training": accounting.in_every_branch(accounting.compose(training), local),
+                "training": accounting.in_every_branch(
+                    accounting.compose([accounting.gaussian(z) for z in noise]), local
+                ),
                 "holdout": accounting.in_every_branch(
                     _one_or_more([accounting.gaussian(evaluation)] * counts), local
                 ),
             }
         ),
         asks=MappingProxyType(
-            {
-                "schema": Ask(
-                    "schema", "training", schema, 1.0, SchemaRound(contract, job.binning.bins).max_norm(0)
-                ),
-                "sum": Ask("sum", "training", each, 1.0, catalogue.max_norm(job.kind, job.learner)),
-                "evaluation": Ask("evaluation", "holdout", evaluation, 1.0, grouped.max_norm),
-            }
+            {**asks, "evaluation": Ask("evaluation", "holdout", evaluation, 1.0, grouped.max_norm)}
         ),
     )
 

@@ -10,17 +10,43 @@ MOST_NAMES = 6
 
 def print_answer(summary: dict[str, Any], answer: dict[str, Any], console: Console) -> None:
     """What was found, with its intervals, and what it cost."""
-    customers = answer["customers"]
-    console.print(
-        f"{summary['job']}: {summary['branches']} branches, {customers['value']:,.0f} customers "
-        f"({customers['low']:,.0f} to {customers['high']:,.0f})"
-    )
-    for table in answer["tables"]:
-        console.print(_table(table, answer["level"]))
+    head = f"{summary['job']}: {summary['branches']} branches"
+    if "segments" in answer:
+        console.print(f"{head}, {len(answer['segments'])} segments of customers")
+        console.print(_segments(answer))
+    else:
+        customers = answer["customers"]
+        console.print(
+            f"{head}, {customers['value']:,.0f} customers "
+            f"({customers['low']:,.0f} to {customers['high']:,.0f})"
+        )
+        for table in answer["tables"]:
+            console.print(_table(table, answer["level"]))
     console.print(
         f"Epsilon {summary['epsilon']:.2f} at delta {summary['delta']:g}; every interval holds the true number "
         f"with a probability of {answer['level']:.0%}, the noise included."
     )
+
+
+def _segments(answer: dict[str, Any]) -> Table:
+    """A column a segment: how many customers it has, and where their middle lies."""
+    segments = answer["segments"]
+    shown = Table(
+        "",
+        *(f"segment {i}" for i in range(1, len(segments) + 1)),
+        box=None,
+        caption=f"in brackets: {answer['level']:.0%} intervals",
+        caption_justify="left",
+    )
+    shown.add_row("customers", *(_count(s) for s in segments))
+    shown.add_row("share", *(_percent(s["share"]) for s in segments))
+    for name in answer["names"]:
+        shown.add_row(name, *(_middle(s["centre"][name]) for s in segments))
+    return shown
+
+
+def _middle(centre: dict[str, float]) -> str:
+    return f"{centre['value']:,.4g} ({centre['low']:,.4g} to {centre['high']:,.4g})"
 
 
 def _table(table: dict[str, Any], level: float) -> Table:

@@ -244,7 +244,9 @@ def job_report(
     from sfumato.server.run_files import read_answer, read_histogram, read_result, run_directory
 
     directory = run_directory(CoordinatorHome.load(home), run_id)
-    write_report(out, read_result(directory), read_histogram(directory), portrait=read_answer(directory))
+    answer = read_answer(directory)
+    portrait = answer if answer is not None and "tables" in answer else None
+    write_report(out, read_result(directory), read_histogram(directory), portrait=portrait)
     console.print(f"Wrote {out}.")
 
 

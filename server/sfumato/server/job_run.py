@@ -2,19 +2,22 @@
 
 import contextlib
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import TypeAdapter
 
 from sfumato.common import analyses
 from sfumato.common.analyses import score_histogram
-from sfumato.common.analyses.analysis import Analysis, NoisySum
+from sfumato.common.analyses.analysis import Analysis, NoisySum, SavesModel
 from sfumato.common.errors import BadInput, SfumatoError
-from sfumato.common.job import AnalysisJob, ChurnNetJob, LearnerJob
-from sfumato.common.learners.models import ModelHeader, SavedModel
+from sfumato.common.job import AnalysisJob, AnyJob, ChurnNetJob, LearnerJob
+from sfumato.common.learners.bins import Schema
+from sfumato.common.learners.models import ModelHeader, ModelKind, SavedModel, Tensors
 from sfumato.privacy import audit
 from sfumato.privacy.phantoms import Phantoms
 from sfumato.server.conversation import JobFailed, Weights
@@ -87,8 +90,13 @@ class JobRun:
         summary = self._summary(time.monotonic() - started) | {"audit": verdict.outcome}
         if not isinstance(job, AnalysisJob):
             return self._of_model(trained, job, summary, evidence)
-        answer = analysis.read(totals)
-        return JobOutcome(summary | {"rounds": len(totals)}, answer=answer, evidence=evidence)
+        model = None
+        if isinstance(analysis, SavesModel):
+            tensors, parameters = analysis.saved(totals)
+            model = self._saved(job, tensors, parameters)
+        return JobOutcome(
+            summary | {"rounds": len(totals)}, model=model, answer=analysis.read(totals), evidence=evidence
+        )
 
     def per_branch(self) -> list[dict[str, Any]]:
         """What is known of each branch that opened the job, with the last head of its ledger; by name."""
@@ -126,17 +134,23 @@ class JobRun:
         }
         return JobOutcome(
             summary,
-            model=self._saved(trained, job, float(summary["epsilon"])),
+            model=self._saved(job, trained.tensors, trained.parameters, trained.schema),
             histogram=trained.histogram,
             metrics=metrics,
             evidence=evidence,
         )
 
-    def _saved(self, trained: Trained, job: ChurnNetJob | LearnerJob, epsilon: float) -> SavedModel:
+    def _saved(
+        self,
+        job: AnyJob,
+        tensors: Tensors,
+        parameters: Mapping[str, Any],
+        schema: Schema | None = None,
+    ) -> SavedModel:
         signed = self.rounds.signed
-        label = signed.contract.label
+        label = None if isinstance(job, AnalysisJob) else signed.contract.label
         header = ModelHeader(
-            kind=job.kind,
+            kind=TypeAdapter(ModelKind).validate_python(job.kind),
             name=job.name,
             purpose=job.purpose,
             job_id=signed.job_id,
@@ -144,13 +158,13 @@ class JobRun:
             contract=signed.contract_hash,
             contract_name=signed.contract.name,
             label=label.name if label else None,
-            epsilon=epsilon,
+            epsilon=max(b.epsilon for b in self.rounds.branches.values()),
             delta=job.privacy.delta,
             made=datetime.now(UTC).replace(microsecond=0),
-            schema_=trained.schema,
-            parameters=dict(trained.parameters),
+            schema_=schema,
+            parameters=dict(parameters),
         )
-        return SavedModel(header, trained.tensors)
+        return SavedModel(header, tensors)
 
     def _summary(self, seconds: float) -> dict[str, Any]:
         rounds, job = self.rounds, self.rounds.job

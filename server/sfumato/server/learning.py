@@ -12,16 +12,19 @@ from sfumato.server.training import Trained
 def learn(rounds: Rounds, job: LearnerJob) -> Trained:
     """Raises JobFailed; BadInput where the schema leaves the learner nothing to learn from."""
     contract = rounds.signed.contract
-    asked = SchemaRound(contract, job.binning.bins)
-    schema = asked.schema(rounds.total(0, asked.length(0)))
+    schema = job.binning.known
+    if schema is None:
+        asked = SchemaRound(contract, job.binning.bins)
+        schema = asked.schema(rounds.total(0, asked.length(0)))
+    bins = None if job.binning.known else schema  # what stands in the job need not travel again
     learner = catalogue.build(job.kind, job.learner, schema, contract)
     number = catalogue.rounds(job.kind, job.learner)
     totals: list[NoisySum] = []
     for r in range(number):
-        totals.append(rounds.total(1 + r, learner.length(r), learner.ask(r, totals), bins=schema))
+        totals.append(rounds.total(1 + r, learner.length(r), learner.ask(r, totals), bins=bins))
         rounds.report_progress("round", 1 + r, number)
     grouped = GroupedScores.of(contract, job.evaluation.groups, job.evaluation.bins)
-    scores = rounds.total(number + 1, grouped.length, learner.finished(totals), bins=schema)
+    scores = rounds.total(number + 1, grouped.length, learner.finished(totals), bins=bins)
     tensors, parameters = learner.saved(totals)
     return Trained(
         tensors=tensors,

@@ -4,23 +4,20 @@ The page loads nothing: its policy (`default-src 'none'`, one style sheet allowe
 a mistake in it might ask for. The same input gives the same bytes.
 """
 
-import base64
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from jinja2 import Environment, FunctionLoader, StrictUndefined
-from markupsafe import Markup
 
+from sfumato.common import analyses
 from sfumato.common.contract import Contract, Role
 from sfumato.common.notes import Checkpoint
 from sfumato.server import report_figures as figures
+from sfumato.server.pages import render, source
 from sfumato.server.report_curves import ScoreCurves, score_curves
 from sfumato.server.report_portrait import portrait_of
 from sfumato.server.report_words import (
@@ -93,47 +90,41 @@ def render_report(
     curves = None
     if finished and histogram is not None and noise is not None:
         curves = score_curves(histogram, noise)
-    trained = result.get("kind", "churn-net") == "churn-net"
+    trained = result.get("kind", "churn-net") not in analyses.CATALOGUE
     branches = [_branch(b, result) for b in _dicts(result.get("per_branch"))]
     metrics = _metrics(result)
-    style = _source("report.css")
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    return (
-        _environment()
-        .get_template("report.html.j2")
-        .render(
-            style=Markup(style),  # noqa: S704 - a file of this package
-            style_hash=f"sha256-{digest}",
-            job=str(result.get("job") or "unnamed job"),
-            job_id=result.get("job_id"),
-            purpose=result.get("purpose") or (contract.purpose if contract else None),
-            contract=contract,
-            state=str(result.get("state", "finished")),
-            reason=result.get("reason"),
-            words=words,
-            trained=trained,
-            secure=result.get("mode") == "secure-sum",
-            colluders=result.get("colluders") or 0,
-            portrait=portrait_of(portrait) if finished else None,
-            headline=_headline(metrics, curves, words) if finished else None,
-            auc=metrics.get("auc"),
-            metrics=[(label, says, metrics[key]) for key, _, label, says in METRICS if key in metrics],
-            level=_level(result),
-            customers=_customers(result, metrics),
-            rounds=result.get("rounds"),
-            seconds=duration(seconds) if (seconds := _number(result.get("seconds"))) is not None else None,
-            branches=branches,
-            refused=[_refusal(r) for r in _dicts(result.get("refused"))],
-            privacy=_privacy(result, contract),
-            ledger_verified=ledger_verified,
-            audit=result.get("audit"),
-            never_sent=NEVER_SENT,
-            personal=_personal_columns(contract),
-            plots=_plots(curves, metrics, branches, words),
-            curves_missing=finished and curves is None,
-            total_bytes=size_text(sum(b["raw_bytes"] or 0 for b in branches)),
-            generated=f"{generated_at.astimezone(UTC):%Y-%m-%d %H:%M} UTC" if generated_at else None,
-        )
+    return render(
+        "report.html.j2",
+        source("report.css"),
+        job=str(result.get("job") or "unnamed job"),
+        job_id=result.get("job_id"),
+        purpose=result.get("purpose") or (contract.purpose if contract else None),
+        contract=contract,
+        state=str(result.get("state", "finished")),
+        reason=result.get("reason"),
+        words=words,
+        trained=trained,
+        secure=result.get("mode") == "secure-sum",
+        colluders=result.get("colluders") or 0,
+        portrait=portrait_of(portrait) if finished else None,
+        headline=_headline(metrics, curves, words) if finished else None,
+        auc=metrics.get("auc"),
+        metrics=[(label, says, metrics[key]) for key, _, label, says in METRICS if key in metrics],
+        level=_level(result),
+        customers=_customers(result, metrics),
+        rounds=result.get("rounds"),
+        seconds=duration(seconds) if (seconds := _number(result.get("seconds"))) is not None else None,
+        branches=branches,
+        refused=[_refusal(r) for r in _dicts(result.get("refused"))],
+        privacy=_privacy(result, contract),
+        ledger_verified=ledger_verified,
+        audit=result.get("audit"),
+        never_sent=NEVER_SENT,
+        personal=_personal_columns(contract),
+        plots=_plots(curves, metrics, branches, words),
+        curves_missing=finished and curves is None,
+        total_bytes=size_text(sum(b["raw_bytes"] or 0 for b in branches)),
+        generated=f"{generated_at.astimezone(UTC):%Y-%m-%d %H:%M} UTC" if generated_at else None,
     )
 
 
@@ -339,18 +330,3 @@ def _number(value: Any) -> float | None:
 
 def _dicts(value: Any) -> list[Mapping[str, Any]]:
     return [v for v in value if isinstance(v, Mapping)] if isinstance(value, list | tuple) else []
-
-
-def _source(name: str) -> str:
-    return resources.files("sfumato.server").joinpath("templates", name).read_text("utf-8")
-
-
-def _environment() -> Environment:
-    return Environment(
-        loader=FunctionLoader(_source),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )

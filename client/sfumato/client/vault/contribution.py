@@ -138,11 +138,12 @@ class Contributing:
             return _exact(
                 lambda: _some(asked.contribute(0, columns, None), ~data.holdout), ask.max_norm, phantoms
             )
-        if bins is None:
+        schema = job.binning.known or bins
+        if schema is None:
             raise Refusal(RefusalCode.BAD_VECTOR)
         try:
-            learner = catalogue.build(job.kind, job.learner, bins, self._contract)
-            customers = data.coded(bins)
+            learner = catalogue.build(job.kind, job.learner, schema, self._contract)
+            customers = data.coded(schema)
         except BadInput:
             raise Refusal(RefusalCode.BAD_VECTOR) from None
         model = _floats(body)

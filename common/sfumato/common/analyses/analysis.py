@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -48,6 +48,16 @@ class Analysis(Protocol):
 
     def read(self, totals: list[NoisySum]) -> dict[str, Any]:
         """The answer, JSON: every number as {"value", "low", "high"}."""
+
+
+@runtime_checkable
+class SavesModel(Protocol):
+    """An analysis whose answer is a model, too: see learners.models."""
+
+    def saved(
+        self, totals: list[NoisySum]
+    ) -> tuple[Mapping[str, npt.NDArray[np.generic]], Mapping[str, Any]]:
+        """Tensors and parameters of the model file."""
 
 
 class AnalysisModule(Protocol):

@@ -80,6 +80,14 @@ def scaled(values: npt.NDArray[np.float64], scale: Scale) -> npt.NDArray[np.floa
     return np.sign(values) * np.log1p(np.abs(values)) if scale is Scale.LOG else values
 
 
+def unscaled(unit: npt.NDArray[np.float64], spec: FeatureSpec) -> npt.NDArray[np.float64]:
+    """From [-1, 1], as `number_codes` gives it, back to the number's own unit."""
+    assert spec.bounds is not None
+    low, high = scaled(np.array(spec.bounds), spec.scale)
+    at = low + (unit + 1) / 2 * (high - low)
+    return np.asarray(np.sign(at) * np.expm1(np.abs(at)) if spec.scale is Scale.LOG else at)
+
+
 def bin_edges(spec: FeatureSpec, bins: int) -> npt.NDArray[np.float64]:
     """Inner cut points in the raw unit: the contract's edges, else `bins` bins of equal width when scaled.
 

@@ -290,8 +290,14 @@ class Segmentation:
     # --- reading ---------------------------------------------------------------------------------------
 
     def centres(self, totals: Sequence[NoisySum]) -> Asked:
-        """The finished centres, float32 [k, G]: what `assign` needs at a branch."""
-        return self._centres(totals).places.astype(np.float32)
+        """The finished centres, float32 [k, G], largest segment first: what `assign` needs at a branch."""
+        places = self._centres(totals).places
+        return places[self._by_size(totals, len(places))].astype(np.float32)
+
+    def _by_size(self, totals: Sequence[NoisySum], k: int) -> Ints:
+        """The segments, largest first by the counts of the last step."""
+        counts = self._moments(totals[-1], self._most, 1.0).counts[:k]
+        return np.argsort(-counts, kind="stable")
 
     def read(self, totals: list[NoisySum]) -> dict[str, Any]:
         """{"names", "level", "chosen": {"segments", "of": [{"segments", "inertia", "score"}]}, "inertia",
@@ -304,7 +310,7 @@ class Segmentation:
         counts, everyone = np.maximum(moments.counts[:k], 1.0), max(float(moments.counts[:k].sum()), 1.0)
         reach = REACH * moments.count_std
         segments = []
-        for j in np.argsort(-counts, kind="stable").tolist():
+        for j in self._by_size(totals, k).tolist():
             error = REACH * moments.way_std / counts[j]
             value = float(moments.counts[j])
             segments.append(
