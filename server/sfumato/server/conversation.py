@@ -1,8 +1,8 @@
 """Asking the branches of one job: which answers are theirs, which are refusals, and who is missing."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,7 @@ from sfumato.common import codec, messages
 from sfumato.common.codec import FrameError
 from sfumato.common.errors import REFUSAL_TEXT, LedgerBroken, SfumatoError
 from sfumato.common.job import SignedJob
+from sfumato.common.notes import SignedNote, branch_origin
 from sfumato.server.exchange import Exchange
 
 Weights = npt.NDArray[np.float32]
@@ -60,6 +61,13 @@ class BranchRecord:
             "ledger_head": head,
         }
 
+    @classmethod
+    def of_dict(cls, known: Mapping[str, Any]) -> Self:
+        """The inverse of `as_dict`, with `node_id` beside it; of the heads the last."""
+        head = known["ledger_head"]
+        heads = [messages.LedgerHead.model_validate(head)] if head else []
+        return cls(**{k: v for k, v in known.items() if k != "ledger_head"}, heads=heads)
+
 
 @dataclass(frozen=True)
 class Enrolled:
@@ -95,7 +103,12 @@ class Conversation:
         self, nodes: Iterable[int], question: messages.Question, body: Weights | None = None
     ) -> Mapping[int, tuple[messages.Answer, codec.Vector | None]]:
         """Every authentic answer, refusals among them; what is none is reported and dropped."""
-        frame = codec.encode(question, body)
+        return self.ask_frame(nodes, codec.encode(question, body))
+
+    def ask_frame(
+        self, nodes: Iterable[int], frame: bytes
+    ) -> Mapping[int, tuple[messages.Answer, codec.Vector | None]]:
+        """As `ask`, of a question in its very bytes: by them a branch knows one that it answered before."""
         gathered = self._exchange.ask(
             dict.fromkeys(nodes, frame), timeout=self.job.federation.round_timeout_seconds
         )
@@ -168,3 +181,36 @@ class Conversation:
                 f"only {count} of at least {needed} branches {what}"
                 + (". " + "; ".join(reasons) if reasons else "")
             )
+
+    def cosign(
+        self, note: str, proof_from: Callable[[int], Sequence[str]], last: Mapping[str, int]
+    ) -> list[str]:
+        """Every branch's signature line for our ledger's checkpoint. `last` says which size each co-signed before.
+
+        A branch that knows another size says so, and is asked once more.
+        """
+        sizes = {n: last.get(b.name, 0) for n, b in self.branches.items()}
+        lines: dict[int, str] = {}
+        for _ in range(2):
+            for size in sorted(set(sizes.values())):
+                nodes = [n for n, s in sizes.items() if s == size and n not in lines]
+                question = messages.Cosign(checkpoint=note, old_size=size, proof=tuple(proof_from(size)))
+                for node, (message, _) in self.ask(nodes, question).items() if nodes else ():
+                    if isinstance(message, messages.Cosigned) and self._cosigned(node, note, message):
+                        lines[node] = message.signature
+                        self.branches[node].heads.append(message.ledger)
+                    elif isinstance(message, messages.Refused) and message.remaining is not None:
+                        sizes[node] = int(message.remaining)
+        return list(lines.values())
+
+    def _cosigned(self, node: int, note: str, message: messages.Cosigned) -> bool:
+        known = self._enrolled.get(node) if self._enrolled else None
+        if known is None or message.branch != known.name:
+            return False
+        try:
+            message.ledger.verify(known.name, known.ledger_key)
+            signed = SignedNote.parse(note).with_signatures([message.signature])
+            signed.cosigned_at(branch_origin(known.name), known.ledger_key)
+        except (LedgerBroken, ValueError):
+            return False
+        return True

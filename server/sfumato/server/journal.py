@@ -85,7 +85,9 @@ class Journal:
             if (head["number"], head["previous"], path.name) != (number, journal._last, f"{number:06}"):
                 raise _damaged(path, "an entry before it is missing")
             journal._last = path.read_bytes()[:DIGEST].hex()
-            journal._take(head, vectors)
+            journal.standing, journal.entries = _standing(head), number
+            if head["what"] != OPENED:
+                journal._kept[head["what"], head["round"]] = vectors
         if (asked := journal._path(ASKED)).is_file():
             head, vectors = journal._read(asked)
             journal._asked = (head["what"], head["round"], vectors[()].tobytes())
@@ -114,7 +116,6 @@ class Journal:
         """This question goes out now. `standing` is as of before it."""
         if self._directory is None or self.asked(what, round_) == frame:
             return
-        self._asked = (what, round_, frame)
         vectors: Kept = {(): np.frombuffer(frame, dtype=np.uint8)}  # type: ignore[dict-item]
         self._write(self._path(ASKED), _file(self._head(what, round_, standing), vectors))
 
@@ -139,15 +140,9 @@ class Journal:
         head = self._head(what, round_, standing)
         content, asked = _file(head, vectors), self._path(ASKED)
         self._write(self._path(), content)
-        self._last = content[:DIGEST].hex()
-        self._take(head, vectors)
-        asked.unlink(missing_ok=True)  # where a crash comes first, the next entry has another number
-
-    def _take(self, head: Mapping[str, Any], vectors: Kept) -> None:
+        self._last, self.standing = content[:DIGEST].hex(), standing
         self.entries += 1
-        self.standing = _standing(head)
-        if head["what"] != OPENED:
-            self._kept[head["what"], head["round"]] = vectors
+        asked.unlink(missing_ok=True)  # where a crash comes first, the next entry has another number
 
     def _head(self, what: str, round_: int, standing: Standing) -> dict[str, Any]:
         return {

@@ -7,8 +7,7 @@ job ends with a reason. Whatever happens, open branches are told to close, so th
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,16 +16,17 @@ import numpy.typing as npt
 from sfumato.common import codec, fixed_point, messages
 from sfumato.common.analyses.analysis import NoisySum
 from sfumato.common.codec import FrameError
-from sfumato.common.errors import LedgerBroken, RefusalCode
+from sfumato.common.errors import BadInput, RefusalCode, Unavailable
+from sfumato.common.flower_tasks import RunEnded
 from sfumato.common.job import SignedJob
 from sfumato.common.learners.bins import Schema
-from sfumato.common.notes import SignedNote, branch_origin
-from sfumato.privacy.audit import SumEvidence
 from sfumato.privacy.mechanisms import SumNoise
-from sfumato.privacy.plan import Ask, Plan
+from sfumato.privacy.plan import Plan
 from sfumato.privacy.secure_sum import roster_hash, set_hash
 from sfumato.server.conversation import BranchRecord, Conversation, Enrolled, JobFailed, Report, Weights
 from sfumato.server.exchange import Exchange
+from sfumato.server.journal import Journal, Kept, Standing
+from sfumato.server.slots import Slots
 
 GIVE_BACK_SECONDS = 30.0
 AWAY = RefusalCode.VAULT_UNREACHABLE
@@ -34,43 +34,12 @@ REJOIN_TRIES = 10
 BEYOND_NOISE = 50.0  # standard deviations: an empty slot there is no noise, but masks that do not cancel
 
 
-@dataclass(frozen=True)
-class Slots:
-    """What came out of the phantom slots of one release, of these branches (see privacy.audit)."""
-
-    ask: Ask
-    round: int
-    members: tuple[str, ...]
-    std: float
-    values: npt.NDArray[np.float64]
-    steps: int = 1
-
-    def evidence(self, empty_slots: int, coins: Mapping[str, npt.NDArray[np.bool_]]) -> SumEvidence:
-        """With the coins that the branches told at the end, [canaries] each. Where one did not, only the empty
-        slots say something."""
-        told = set(self.members) <= set(coins)
-        fallen = np.zeros(self.values.size - empty_slots, dtype=np.int64)
-        for name in self.members if told else ():
-            fallen += coins[name]
-        return SumEvidence(
-            what=self.ask.what,
-            round=self.round,
-            members=self.members,
-            std=self.std,
-            sample_rate=self.ask.sample_rate,
-            max_norm=self.ask.max_norm,
-            empty=tuple(self.values[:empty_slots].tolist()),
-            canary=tuple(self.values[empty_slots:].tolist()) if told else (),
-            coins=tuple(fallen.tolist()) if told else (),
-            steps=self.steps,
-        )
-
-
 class Rounds(Conversation):
     """The rounds of one signed job over one exchange.
 
     `left_open` are jobs of earlier runs, to be closed first; `given_back` says which branches did. `open_at`
-    names the branches that opened this job and have not said that they closed it.
+    names the branches that opened this job and have not said that they closed it. What comes out is kept in
+    `journal`, and what is in it already is not asked for again.
     """
 
     def __init__(
@@ -82,6 +51,7 @@ class Rounds(Conversation):
         enrolled: Mapping[int, Enrolled] | None = None,
         left_open: Iterable[str] = (),
         join_timeout: float = 120.0,
+        journal: Journal | None = None,
     ) -> None:
         super().__init__(exchange, signed, report, enrolled)
         self.plan = Plan.of(signed.job, signed.contract)
@@ -95,6 +65,10 @@ class Rounds(Conversation):
         self._away: dict[int, int] = {}  # nodes whose vaults may come back, and how often to try yet
         self._roster: str | None = None
         self._repeats = 0
+        self._journal = journal or Journal()
+        self._resumed = self._journal.entries > 0
+        self._replaying = False  # what was last asked for came out of the journal
+        self._is_open = False
 
     # --- opening and closing -----------------------------------------------------------------------------
 
@@ -110,8 +84,43 @@ class Rounds(Conversation):
         clear = {n for n, (m, _) in answers.items() if isinstance(m, messages.Refused) and m.code is not AWAY}
         self.open_at = sorted(self._name(n) for n in nodes if n not in clear)
         self._require(len(self.branches), "opened the job")
+        self._take_up()
+        self._journal.opened(self._standing())
         if self.job.privacy.mode == "secure-sum":
             self._agree(self.branches)
+        self._is_open = True
+
+    def _take_up(self) -> None:
+        """Go on from the journal: sums and repeats so far, and what was known of each branch, also of one that is
+        not back yet."""
+        standing = self._journal.standing
+        self.sums, self._repeats = standing.sums, standing.repeats
+        for known in map(BranchRecord.of_dict, standing.branches):
+            record = self.branches.setdefault(self._node(known), known)
+            record.customers = known.customers
+            record.epsilon_spent, record.epsilon_budget = known.epsilon_spent, known.epsilon_budget
+            record.rounds_answered, record.rounds_missed = known.rounds_answered, known.rounds_missed
+            record.bytes_sent = known.bytes_sent
+        self.open_at = sorted({*self.open_at, *(b["name"] for b in standing.branches)})
+        if self._resumed:
+            self.report({"event": "resumed", "sums": self.sums})
+
+    def _node(self, known: BranchRecord) -> int:
+        """A branch's node now; its node of before the restart where there is none."""
+        names = {b.name: n for n, b in self.branches.items()}
+        enrolled = {b.name: n for n, b in (self._enrolled or {}).items()}
+        return names.get(known.name, enrolled.get(known.name, known.node_id))
+
+    def _standing(self) -> Standing:
+        branches = tuple({**b.as_dict(), "node_id": n} for n, b in self.branches.items())
+        return Standing(self.sums, self._repeats, branches)
+
+    def can_be_resumed(self, error: BaseException) -> bool:
+        """Whether a later run may go on after this: the way to the branches was cut, not the job ended. Then it is
+        not to be closed."""
+        ended = isinstance(error, RunEnded)  # by a person
+        cut = not isinstance(error, Exception) or (isinstance(error, Unavailable) and not ended)
+        return self._journal.entries > 0 and (cut or (self._resumed and not self._is_open and not ended))
 
     def _open_at(self, nodes: Iterable[int]) -> Mapping[int, tuple[messages.Answer, codec.Vector | None]]:
         answers = self.ask(nodes, messages.OpenJob(signed_job=self.signed))
@@ -160,39 +169,6 @@ class Rounds(Conversation):
                 record.heads.append(message.ledger)
                 self.open_at = [name for name in self.open_at if name != record.name]
 
-    def cosign(
-        self, note: str, proof_from: Callable[[int], Sequence[str]], last: Mapping[str, int]
-    ) -> list[str]:
-        """Every branch's signature line for our ledger's checkpoint. `last` says which size each co-signed before.
-
-        A branch that knows another size says so, and is asked once more.
-        """
-        sizes = {n: last.get(b.name, 0) for n, b in self.branches.items()}
-        lines: dict[int, str] = {}
-        for _ in range(2):
-            for size in sorted(set(sizes.values())):
-                nodes = [n for n, s in sizes.items() if s == size and n not in lines]
-                question = messages.Cosign(checkpoint=note, old_size=size, proof=tuple(proof_from(size)))
-                for node, (message, _) in self.ask(nodes, question).items() if nodes else ():
-                    if isinstance(message, messages.Cosigned) and self._cosigned(node, note, message):
-                        lines[node] = message.signature
-                        self.branches[node].heads.append(message.ledger)
-                    elif isinstance(message, messages.Refused) and message.remaining is not None:
-                        sizes[node] = int(message.remaining)
-        return list(lines.values())
-
-    def _cosigned(self, node: int, note: str, message: messages.Cosigned) -> bool:
-        known = self._enrolled.get(node) if self._enrolled else None
-        if known is None or message.branch != known.name:
-            return False
-        try:
-            message.ledger.verify(known.name, known.ledger_key)
-            signed = SignedNote.parse(note).with_signatures([message.signature])
-            signed.cosigned_at(branch_origin(known.name), known.ledger_key)
-        except (LedgerBroken, ValueError):
-            return False
-        return True
-
     # --- sums --------------------------------------------------------------------------------------------
 
     def total(
@@ -200,16 +176,20 @@ class Rounds(Conversation):
     ) -> NoisySum:
         """This round's noisy total over all branches, float64 [length]. Raises JobFailed."""
         ask = self.plan.ask(round_)
-        if self.job.privacy.mode == "secure-sum":
-            members, total = self._secure_total(round_, length, body, bins)
-            sums = {members: total}
-            privacy = self.job.privacy
+        privacy, secure = self.job.privacy, self.job.privacy.mode == "secure-sum"
+        what: messages.What = "share" if secure else "sum"
+        kept = self._kept(what, round_, length + self.phantom_slots)
+        if kept is None:
+            again = self._secure_total if secure else self._local_sums
+            kept = again(round_, length, body, bins)
+            self._journal.keep(what, round_, kept, self._standing())
+        sums = {members: v.astype(np.int64, copy=False) for members, v in kept.items()}
+        noise = SumNoise(ask.noise_multiplier, 1, ask.sample_rate)
+        if secure:
+            (members,) = sums
             noise = SumNoise(
                 ask.noise_multiplier, self.plan.times, ask.sample_rate, len(members), privacy.colluders
             )
-        else:
-            sums = self._local_sums(round_, length, body, bins)
-            noise = SumNoise(ask.noise_multiplier, 1, ask.sample_rate)
         std = noise.total_std(ask.l2_sensitivity(length + self.phantom_slots), ask.max_norm)
         for members, part in sums.items():
             slots = fixed_point.decode(part[length:], ask.max_norm)
@@ -218,28 +198,71 @@ class Rounds(Conversation):
         total = fixed_point.add(sums.values())[:length]
         return NoisySum(fixed_point.decode(total, ask.max_norm), std * math.sqrt(len(sums)))
 
+    def _kept(self, what: messages.What, round_: int, length: int) -> Kept | None:
+        """What the journal has of this round. Raises BadInput if it is of another length."""
+        kept = self._journal.kept(what, round_)
+        self._replaying = kept is not None
+        if kept is not None and any(v.size != length for v in kept.values()):
+            raise BadInput(
+                f"the journal's round {round_} has another length than the job's",
+                hint="Another version of Sfumato began this run: resume it with that one, or submit again.",
+            )
+        return kept
+
     def _secure_total(
         self, round_: int, length: int, body: Weights | None, bins: Schema | None
-    ) -> tuple[tuple[str, ...], fixed_point.Ints]:
+    ) -> dict[tuple[str, ...], fixed_point.Ints]:
         self._rejoin()
+        out, others = self._question_out(round_)
         while True:
             members = tuple(sorted(self.branches[n].name for n in self._set))
             self._require(len(members), f"are left for round {round_}")
             question = messages.Sum(
                 job_id=self.signed.job_id, round=round_, members=members, roster=self._roster, bins=bins
             )
-            answers = self.ask(tuple(self._set), question, body)
+            frame = out or codec.encode(question, body)
+            self._journal.ask("share", round_, frame, self._standing())
+            answers = self.ask_frame(tuple(self._set), frame)
             shares = self._vectors(answers, "share", round_, length + self.phantom_slots, np.int64)
-            self.sums += 1
             lost = self._set - set(shares)
             if not lost:
-                return members, fixed_point.add(v.astype(np.int64, copy=False) for v in shares.values())
-            for node in lost:
-                answer = answers.get(node, (None, None))[0]
-                if isinstance(answer, messages.Refused) and answer.code in (RefusalCode.UNKNOWN_ROSTER, AWAY):
-                    self._away[node] = REJOIN_TRIES  # its vault restarts: it may come back with a new key
+                self.sums += 1
+                self._set |= others
+                return {members: fixed_point.add(v.astype(np.int64, copy=False) for v in shares.values())}
+            unknown = {n for n in lost if _code(answers.get(n)) is RefusalCode.UNKNOWN_ROSTER}
+            if out is not None and unknown == self._set:
+                out = (
+                    None  # all vaults restarted before one of them answered: the same set, by its new roster
+                )
+                continue
+            out = None
+            self.sums += 1
+            self._away |= {
+                # Its vault restarts: it may come back with a new key.
+                node: REJOIN_TRIES
+                for node in lost
+                if node in unknown or _code(answers.get(node)) is AWAY
+            }
             self._set -= lost
             self._ask_again(round_, sorted(self._name(n) for n in lost))
+
+    def _question_out(self, round_: int) -> tuple[bytes | None, set[int]]:
+        """The question of this round that was out when the coordinator ended, for the very set that it was for; and
+        the branches outside of that set, for later rounds.
+
+        Where one of the set is not back, that total is lost: no question, and the set is what is left of it.
+        """
+        frame = self._journal.asked("share", round_)
+        if frame is None:
+            return None, set()
+        question, _ = codec.decode(frame, "question")
+        asked = set(question.members) if isinstance(question, messages.Sum) else set()
+        everyone = self._set
+        self._set = {n for n in everyone if self.branches[n].name in asked}
+        lost = asked - {self.branches[n].name for n in self._set}
+        if lost:
+            self._ask_again(round_, sorted(lost))
+        return None if lost else frame, everyone - self._set
 
     def _ask_again(self, round_: int, lost: list[str]) -> None:
         self._repeats += 1
@@ -269,11 +292,19 @@ class Rounds(Conversation):
     ) -> dict[tuple[str, ...], fixed_point.Ints]:
         """Each branch's own, by its name: what it left out of its noise would be lost in the total."""
         question = messages.Sum(job_id=self.signed.job_id, round=round_, bins=bins)
-        answers = self.ask(tuple(self.branches), question, body)
+        answers = self._ask_all("sum", round_, question, body)
         sums = self._vectors(answers, "sum", round_, length + self.phantom_slots, np.int64)
         self.sums += 1
         self._require(len(sums), f"answered round {round_}")
         return {(self.branches[n].name,): v.astype(np.int64, copy=False) for n, v in sums.items()}
+
+    def _ask_all(
+        self, what: messages.What, round_: int, question: messages.Question, body: Weights | None
+    ) -> Mapping[int, tuple[messages.Answer, codec.Vector | None]]:
+        """Ask every branch for its own; as it was asked before where the coordinator ended meanwhile."""
+        frame = self._journal.asked(what, round_) or codec.encode(question, body)
+        self._journal.ask(what, round_, frame, self._standing())
+        return self.ask_frame(tuple(self.branches), frame)
 
     @property
     def phantom_slots(self) -> int:
@@ -288,6 +319,8 @@ class Rounds(Conversation):
 
     def report_progress(self, event: str, round_: int, rounds: int, names: list[str] | None = None) -> None:
         """A round is done; of secure sums, by the set that is left."""
+        if self._replaying:
+            return  # it was told when it was done
         branches = self.branches.values()
         self.report(
             {
@@ -312,11 +345,17 @@ class Rounds(Conversation):
         length: int,
     ) -> dict[int, codec.Vector]:
         """Vectors of every branch that released by itself, checked for kind and length."""
-        answers = self.ask(tuple(self.branches), question, body)
+        kept = self._kept(what, round_, length)
+        if kept is not None:
+            nodes = {b.name: n for n, b in self.branches.items()}
+            return {nodes[name]: vector for (name,), vector in kept.items()}
+        answers = self._ask_all(what, round_, question, body)
         dtype = np.float32 if what == "weights" else np.int64
         vectors = self._vectors(answers, what, round_, length, dtype)
         step = {"size": "gave their size", "weights": f"answered round {round_}"}
         self._require(len(vectors), step.get(what, "answered the evaluation"))
+        by_name: Kept = {(self.branches[n].name,): v for n, v in vectors.items()}
+        self._journal.keep(what, round_, by_name, self._standing())
         return vectors
 
     def _vectors(
@@ -353,6 +392,11 @@ class Rounds(Conversation):
     def _for_this_set(self, message: messages.ReleasedAnswer) -> bool:
         names = sorted(self.branches[n].name for n in self._set)
         return message.what != "share" or message.members == set_hash(names)
+
+
+def _code(answer: tuple[messages.Answer, codec.Vector | None] | None) -> RefusalCode | None:
+    """Why this one was refused."""
+    return answer[0].code if answer and isinstance(answer[0], messages.Refused) else None
 
 
 def _settled(raw: bytes) -> bool:

@@ -24,7 +24,8 @@ from sfumato.privacy.dpsgd import MOMENTUM
 from sfumato.privacy.plan import Ask
 from sfumato.server import strategies
 from sfumato.server.conversation import Weights
-from sfumato.server.rounds import Rounds, Slots
+from sfumato.server.rounds import Rounds
+from sfumato.server.slots import Slots
 
 
 @dataclass(frozen=True)
