@@ -5,7 +5,15 @@ from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.table import Table
 
 from sfumato.common.errors import BadInput
@@ -271,6 +279,70 @@ def pin(
         table.add_row(name, "", "removed")
     console.print(table)
     console.print("Compare each fingerprint with its branch, by telephone, before the next secure sum.")
+
+
+@app.command()
+def score(
+    home: Home,
+    model: Annotated[
+        Path, typer.Argument(help="model.safetensors, as the risk team handed it out.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option(help="The file to write: .csv or .parquet, readable by you only.")],
+    reasons: Annotated[
+        int | None,
+        typer.Option(min=0, max=20, help="So many reasons a customer; 3 for models that give any."),
+    ] = None,
+    reveal: Annotated[
+        str | None,
+        typer.Option(
+            help="Columns of the customers table to open, with commas between. Asks for the passphrase again."
+        ),
+    ] = None,
+    purpose: Annotated[
+        str | None, typer.Option(help="What the opened columns are for: stands in the ledger.")
+    ] = None,
+    ids: Annotated[
+        Path | None,
+        typer.Option(help="A CSV or Parquet file with your customers' ids, to --reveal the customer id."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
+    passphrase_file: PassphraseFile = None,
+) -> None:
+    """Score the branch's own customers with a trained model. Nothing leaves the branch; the ledger notes it."""
+    from sfumato.client.home import BranchHome
+    from sfumato.client.scoring import Order, Reveal, score_customers
+
+    if reveal is None and (purpose is not None or ids is not None):
+        raise BadInput("--purpose and --ids go with --reveal")
+    columns = tuple(c.strip() for c in reveal.split(",")) if reveal is not None else ()
+    opened = Reveal(columns, purpose or "", ids) if reveal is not None else None
+
+    def again() -> str:
+        shown = f"Vault passphrase again, to open {', '.join(columns)} of all customers"
+        return str(typer.prompt(shown, hide_input=True))
+
+    bar = (TextColumn("scoring"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    progress = Progress(*bar, console=console, transient=True)
+    task = progress.add_task("", total=None)
+
+    def show(customers: int, all_: int) -> None:
+        progress.start()  # not before: a passphrase may be asked for
+        progress.update(task, completed=customers, total=all_)
+
+    try:
+        done = score_customers(
+            BranchHome(home),
+            Order(model, out, reasons, opened, force),
+            lambda: _passphrase(passphrase_file),
+            again=again,
+            progress=show,
+        )
+    finally:
+        progress.stop()
+    text = f"Scored {done.customers:,} customers with {done.name} ({done.kind}, {done.model[:12]}): {out}"
+    console.print(text, markup=False)
+    if columns:
+        console.print("It holds personal data in the clear. The ledger says who opened what, and for what.")
 
 
 @app.command()

@@ -88,6 +88,8 @@ def describe_entry(entry: Entry) -> str:
             return ", ".join(
                 f"{n} {what}" for what in ("added", "changed", "removed") if (n := len(body[what]))
             )
+        case "score":
+            return f"{body['name']} ({body['kind']}, {body['model'][:12]}) by {body['operator']}"
         case "reveal":
             return f"{body['table']}.{body['column']} of {body['customers']} customers: {body['reason']}"
     return ""
