@@ -87,14 +87,9 @@ class Contributing:
         analysis = analyses.build(job.kind, job.question, self._contract)
         asked = None if body is None else _floats(body)
         columns = self._data.columns(analysis.columns)
-
-        def contributions() -> Contributions:
-            try:
-                return analysis.contribute(round_, columns, asked)
-            except ValueError:
-                raise Refusal(RefusalCode.BAD_VECTOR) from None
-
-        return _exact(contributions, ask.max_norm, phantoms)
+        nobody = {name: values.slice(0, 0) for name, values in columns.items()}
+        _refusing(lambda: analysis.contribute(round_, nobody, asked))
+        return _exact(lambda: analysis.contribute(round_, columns, asked), ask.max_norm, phantoms)
 
     def _of_gradient(
         self, job_id: str, job: ChurnNetJob, ask: Ask, body: Vector | None, phantoms: Phantoms
@@ -146,10 +141,11 @@ class Contributing:
             customers = data.coded(schema)
         except BadInput:
             raise Refusal(RefusalCode.BAD_VECTOR) from None
-        model = _floats(body)
+        model, nobody = _floats(body), customers[:0]
         if ask.what == "evaluation":
             held_out = customers[data.holdout & (customers.labels >= 0)]
             labels = held_out.labels
+            _refusing(lambda: learner.logits(nobody.codes, model))
             return self._of_evaluation(
                 job.evaluation,
                 ask,
@@ -157,22 +153,20 @@ class Contributing:
                 lambda: (learner.logits(held_out.codes, model), labels),
                 customers.labels >= 0,
             )
+        _refusing(lambda: learner.contribute(round_ - 1, nobody, model))
         training = customers[~data.holdout]
         parts = [training[start : start + PART] for start in range(0, max(len(training), 1), PART)]
 
         def compute() -> BoundedSum:
-            try:
-                return BoundedSum.of_parts(
-                    (
-                        (phantoms if n == 0 else phantoms.slots_alone()).extend(
-                            learner.contribute(round_ - 1, part, model), ask.max_norm
-                        )
-                        for n, part in enumerate(parts)
-                    ),
-                    ask.max_norm,
-                )
-            except ValueError:
-                raise Refusal(RefusalCode.BAD_VECTOR) from None
+            return BoundedSum.of_parts(
+                (
+                    (phantoms if n == 0 else phantoms.slots_alone()).extend(
+                        learner.contribute(round_ - 1, part, model), ask.max_norm
+                    )
+                    for n, part in enumerate(parts)
+                ),
+                ask.max_norm,
+            )
 
         return Contribution(compute, l2_sensitivity=GRID)
 
@@ -192,13 +186,15 @@ class Contributing:
             found = self._data.columns(grouped.columns)
             columns = {name: found[name].filter(rows) for name in grouped.columns}
 
-        def contributions() -> Contributions:
-            try:
-                return grouped.contribute(*scored(), columns)
-            except ValueError:
-                raise Refusal(RefusalCode.BAD_VECTOR) from None
+        return _exact(lambda: grouped.contribute(*scored(), columns), ask.max_norm, phantoms)
 
-        return _exact(contributions, ask.max_norm, phantoms)
+
+def _refusing(form: Callable[[], object]) -> None:
+    """What came along, tried on nobody before the door charges for it."""
+    try:
+        form()
+    except ValueError:
+        raise Refusal(RefusalCode.BAD_VECTOR) from None
 
 
 def _some(cells: Cells, rows: npt.NDArray[np.bool_]) -> Cells:
