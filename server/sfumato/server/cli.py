@@ -133,6 +133,8 @@ def coordinator_start(home: Home) -> None:
             console.print(
                 f"Coordinator is ready on {loaded.local_address} ({len(loaded.branches())} branches)."
             )
+            for run_id in running.waiting:
+                console.print(f"Run {run_id} was cut short. Go on with it: sfumato job resume {run_id}")
             while True:
                 for process in running.tend():
                     console.print(f"The {process} had ended and was started again.")
@@ -179,6 +181,30 @@ def job_submit(
         control.close()
 
 
+@job.command("resume")
+def job_resume(
+    run_id: RunId,
+    home: Coordinator,
+    watch: Annotated[bool, typer.Option(help="Follow it until it ends.")] = False,
+) -> None:
+    """Go on with a run that was cut short, from its last finished round; what was paid for is not asked again."""
+    from sfumato.server.control import ControlClient
+    from sfumato.server.home import CoordinatorHome
+    from sfumato.server.interrupted import job_to_resume
+    from sfumato.server.watching import watch_run
+
+    loaded = CoordinatorHome.load(home)
+    signed = job_to_resume(loaded.directory("runs"), run_id)
+    control = ControlClient.of(loaded)
+    try:
+        new = control.submit(signed, resumes=run_id)
+        console.print(f"Run {run_id} of {signed.job.name} goes on as run {new} (job {signed.job_id}).")
+        if watch:
+            watch_run(control, new, console)
+    finally:
+        control.close()
+
+
 @job.command("watch")
 def job_watch(
     run_id: RunId,
@@ -220,11 +246,19 @@ def job_list(home: Coordinator) -> None:
 
 @job.command("stop")
 def job_stop(run_id: RunId, home: Coordinator) -> None:
-    """Stop a run. What was released stays released and charged; reservations end with the job."""
+    """Stop a run, or give up one that waits to be resumed. What was released stays released and charged;
+    reservations end with the job."""
     from sfumato.server.control import ControlClient
     from sfumato.server.home import CoordinatorHome
+    from sfumato.server.interrupted import give_up
 
-    control = ControlClient.of(CoordinatorHome.load(home))
+    loaded = CoordinatorHome.load(home)
+    if give_up(loaded.directory("runs"), run_id):
+        console.print(
+            f"Run {run_id} is given up. The next run has its branches give back what they reserved."
+        )
+        return
+    control = ControlClient.of(loaded)
     try:
         control.stop(run_id)
     finally:

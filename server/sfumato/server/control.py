@@ -75,9 +75,13 @@ class ControlClient:
         """The client of the coordinator that lives here."""
         return cls(home.local_address, home.ca, home.control_token)
 
-    def submit(self, signed_job: SignedJob) -> int:
-        """Start a run of the approved bundle with this job. Returns the run id."""
-        return self.start_run(build_bundle(), {"job": signed_job.model_dump_json()})
+    def submit(self, signed_job: SignedJob, *, resumes: int | None = None) -> int:
+        """Start a run of the approved bundle with this job, perhaps to go on from an earlier run of it. Returns the
+        run id."""
+        config = {"job": signed_job.model_dump_json()}
+        if resumes is not None:
+            config["resumes"] = str(resumes)
+        return self.start_run(build_bundle(), config)
 
     def start_run(self, bundle: bytes, config: dict[str, str]) -> int:
         """Start a run of any bundle; branches and executor will refuse all but the approved one."""

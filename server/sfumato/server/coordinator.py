@@ -1,5 +1,6 @@
 """A running coordinator: SuperLink and executor, started together, watched, and ended together."""
 
+import contextlib
 import logging
 import subprocess
 import time
@@ -11,7 +12,7 @@ from sfumato.common.processes import stop_group, wait_for_port
 from sfumato.server import executor, superlink
 from sfumato.server.control import ControlClient, register_branches
 from sfumato.server.home import CoordinatorHome
-from sfumato.server.run_files import end_interrupted
+from sfumato.server.interrupted import find_interrupted
 
 log = logging.getLogger("sfumato.coordinator")
 
@@ -31,12 +32,13 @@ class Coordinator:
         self._superlink: subprocess.Popen[bytes] | None = None
         self._executor: subprocess.Popen[bytes] | None = None
         self._restarts: list[float] = []
+        self.waiting: list[int] = []  # runs that were cut short before this start, to be resumed
 
     def __enter__(self) -> Self:
         try:
             self._superlink = self._start_superlink()
             control = ControlClient.of(self.home)
-            end_orphans(self.home, control)
+            self.waiting = end_orphans(self.home, control)
             register_branches(self.home, control)
             control.close()
             if self._start_executor:
@@ -102,14 +104,16 @@ class Coordinator:
         return process
 
 
-def end_orphans(home: CoordinatorHome, control: ControlClient) -> None:
+def end_orphans(home: CoordinatorHome, control: ControlClient) -> list[int]:
     """Stop the runs that a dead executor left behind, which Flower would call running for another minute, and
-    say so in their results.
+    say so in their results. Returns the runs that wait to be resumed.
 
     Only for a coordinator without a living executor.
     """
-    for run_id in end_interrupted(home.directory("runs")):
-        log.warning("run %d was cut short; its result says so", run_id)
+    with contextlib.closing(home.open_ledger()) as ledger:
+        waiting = find_interrupted(home.directory("runs"), ledger)
+    for run_id in waiting:
+        log.warning("run %d was cut short; resume it, or give it up (stop)", run_id)
     for run in control.list_runs():
         if run.status in ("starting", "running"):
             log.warning("run %d had lost its executor; it is stopped", run.run_id)
@@ -117,3 +121,4 @@ def end_orphans(home: CoordinatorHome, control: ControlClient) -> None:
                 control.stop(run.run_id)
             except BadInput:
                 log.info("run %d had ended by itself", run.run_id)
+    return waiting

@@ -68,8 +68,9 @@ class JobRun:
         self.rounds = rounds
 
     def run(self) -> JobOutcome:
-        """Raises JobFailed with the reason; reservations at the branches are released either way."""
-        started = time.monotonic()
+        """Raises JobFailed with the reason; reservations at the branches are released either way, unless a later run
+        can go on where this one was cut short."""
+        started, cut_short = time.monotonic(), False
         rounds, job = self.rounds, self.rounds.job
         try:
             rounds.open()
@@ -80,9 +81,13 @@ class JobRun:
                     trained = learn(rounds, job)
                 case AnalysisJob():
                     analysis, totals = _ask(rounds, job)
+        except BaseException as e:
+            cut_short = rounds.can_be_resumed(e)
+            raise
         finally:
-            with contextlib.suppress(SfumatoError):  # what it was that ended the job matters more
-                rounds.close()
+            if not cut_short:
+                with contextlib.suppress(SfumatoError):  # what it was that ended the job matters more
+                    rounds.close()
         evidence = self._evidence()
         verdict = audit.assess(evidence)
         if verdict.contradicted:

@@ -30,10 +30,10 @@ from sfumato.common.errors import BadInput, Unavailable
 from sfumato.common.job import SignedJob
 from sfumato.common.messages import What
 from sfumato.privacy.secure_sum import job_context
-from sfumato.server.run_files import write_whole
+from sfumato.server.run_files import SIGNED, write_whole
 
 VERSION = 1
-JOB, ASKED = "job.json", ".asked"
+ASKED = ".asked"
 DIGEST = 32  # bytes of SHA-256
 OPENED = "opened"
 Kept = Mapping[tuple[str, ...], Vector]
@@ -71,7 +71,7 @@ class Journal:
             directory.mkdir(mode=0o700)
         except OSError as e:
             raise _unwritable(directory, e) from None
-        journal._write(directory / JOB, signed.model_dump_json().encode())
+        journal._write(directory / SIGNED, signed.model_dump_json().encode())
         return journal
 
     @classmethod
@@ -128,11 +128,6 @@ class Journal:
         if self._directory is not None:
             self._directory.rename(directory)
             self._directory = directory
-
-    def discard(self) -> None:
-        """The job is over, one way or another."""
-        if self._directory is not None:
-            discard(self._directory)
 
     def _append(self, what: str, round_: int, vectors: Kept, standing: Standing) -> None:
         if self._directory is None:
@@ -191,16 +186,16 @@ class Journal:
 def read_job(directory: Path) -> SignedJob:
     """The signed job of a journal. Raises BadInput where there is none."""
     try:
-        return SignedJob.model_validate_json((directory / JOB).read_bytes())
+        return SignedJob.model_validate_json((directory / SIGNED).read_bytes())
     except FileNotFoundError:
         raise BadInput(f"{directory}: no journal here") from None
     except ValidationError:
-        raise _damaged(directory / JOB, "it is no signed job") from None
+        raise _damaged(directory / SIGNED, "it is no signed job") from None
 
 
 def discard(directory: Path) -> None:
-    """Remove a journal; one that is cut short on the way counts as none."""
-    (directory / JOB).unlink(missing_ok=True)
+    """Remove a journal, if there is one; what is left should that be cut short counts as none."""
+    (directory / SIGNED).unlink(missing_ok=True)
     shutil.rmtree(directory, ignore_errors=True)
 
 
@@ -220,7 +215,7 @@ def _standing(head: Mapping[str, Any]) -> Standing:
 def _damaged(path: Path, why: str) -> BadInput:
     return BadInput(
         f"{path}: the journal is damaged ({why})",
-        hint="The run cannot be resumed; submit the job again. What it spent stays spent.",
+        hint="Give the run up (sfumato job stop) and submit the job again. What it spent stays spent.",
     )
 
 

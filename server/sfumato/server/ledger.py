@@ -16,9 +16,11 @@ from sfumato.common.private_files import replace
 from sfumato.privacy.ledger import Entry, Ledger
 
 
-def record_start(ledger: Ledger, signed: SignedJob, run: str) -> Entry:
-    """A run of this job begins: its hash, and who signed it."""
+def record_start(ledger: Ledger, signed: SignedJob, run: str, *, resumes: str | None = None) -> Entry:
+    """A run of this job begins: its hash, who signed it, and which run of the same job it goes on from."""
     body = {"run": run, "name": signed.job.name, "job_hash": signed.job_hash, "signer": signed.key_id}
+    if resumes is not None:
+        body["resumes"] = resumes
     return ledger.append("start", body, job_id=signed.job_id)
 
 
@@ -43,7 +45,8 @@ def describe_entry(entry: Entry) -> str:
         case "genesis":
             return str(body["origin"])
         case "start":
-            return f"run {body['run']}: {body['name']} (job hash {body['job_hash']})"
+            resumed = f", resumes run {body['resumes']}" if "resumes" in body else ""
+            return f"run {body['run']}: {body['name']} (job hash {body['job_hash']}){resumed}"
         case "end":
             audit = f", audit {body['audit']}" if body["audit"] else ""
             return f"run {body['run']}: {body['state']}, {len(body['files'])} files{audit}"

@@ -15,10 +15,14 @@ from sfumato.privacy.ledger import Ledger
 from sfumato.server.conversation import Enrolled, Report
 from sfumato.server.exchange import Exchange
 from sfumato.server.home import Branch
+from sfumato.server.interrupted import journal_of
 from sfumato.server.job_run import ClaimContradicted, JobOutcome, JobRun
+from sfumato.server.journal import discard
 from sfumato.server.ledger import CosignedCheckpoint, record_branch, record_end, record_start
 from sfumato.server.rounds import Rounds
 from sfumato.server.run_files import (
+    INTERRUPTED,
+    JOURNAL,
     left_open,
     note_closed,
     store_state,
@@ -50,8 +54,12 @@ def run_job(
     report: Report,
     ledger: Ledger,
     cosigned: CosignedCheckpoint,
+    resumes: int | None = None,
 ) -> JobOutcome:
     """Run a job and leave its result, or the reason it has none, in `out_dir`. Raises JobFailed.
+
+    `resumes` is an earlier run of the same job that was cut short: this one goes on from its journal. Should it be
+    cut short too, it leaves the journal where it stands, and the job open at the branches.
 
     Jobs that earlier runs had to leave open (their coordinator was killed, a branch was away) are closed on
     the way, so that branches need not hold their reservations until they expire. At the end the branches
@@ -61,42 +69,78 @@ def run_job(
         n: Enrolled(b.name, ed25519_public_key(b.enrolment.ledger_public_key)) for n, b in branches.items()
     }
     earlier = left_open(out_dir.parent)
-    job = {"job": signed.job.name, "job_id": signed.job_id, "expires_at": signed.expires_at.isoformat()}
-    record_start(ledger, signed, out_dir.name)
+    job: dict[str, Any] = {
+        "job": signed.job.name,
+        "job_id": signed.job_id,
+        "expires_at": signed.expires_at.isoformat(),
+    }
+    record_start(ledger, signed, out_dir.name, resumes=None if resumes is None else str(resumes))
     try:
-        rounds = Rounds(exchange, signed, report, enrolled=enrolled, left_open=tuple(earlier))
-    except SfumatoError as e:  # the question does not fit the contract: nobody was asked
-        nobody: dict[str, Any] = {"refused": [], "open_at": [], "per_branch": []}
-        store_state(out_dir, {"state": "failed", **job, "reason": e.message, **nobody})
-        report({"event": "failed", **job, "reason": e.message, **nobody})
+        journal = journal_of(out_dir, signed, resumes)
+        rounds = Rounds(
+            exchange, signed, report, enrolled=enrolled, left_open=tuple(earlier), journal=journal
+        )
+    except (
+        SfumatoError
+    ) as e:  # nobody was asked: the question does not fit the contract, or no journal the job
+        discard(out_dir / JOURNAL)
+        failed = {**job, "reason": e.message, "refused": [], "open_at": [], "per_branch": []}
+        store_state(out_dir, {"state": "failed", **failed})
+        report({"event": "failed", **failed})
         raise
+    if resumes is not None:
+        job["resumes"] = resumes
     names = sorted(b.name for b in branches.values())
     store_state(out_dir, {"state": "running", **job, "open_at": names})
+    journal.move(out_dir / JOURNAL)
     run = JobRun(rounds)
     try:
         outcome = run.run()
     except BaseException as e:
-        verdict = None
-        if isinstance(e, ClaimContradicted):
-            verdict = "contradicted"
-            write_whole(out_dir / "audit.json", audit.to_json(e.evidence).encode())
-        reason = e.message if isinstance(e, SfumatoError) else f"internal: {type(e).__name__}"
-        state = {**job, "reason": reason, "refused": rounds.refused, "open_at": rounds.open_at}
-        store_state(out_dir, {"state": "failed", **state, "per_branch": run.per_branch()})
-        with contextlib.suppress(SfumatoError):  # what it was that ended the job matters more
-            _witnessed(rounds, ledger, cosigned, out_dir, "failed", verdict)
-        report({"event": "failed", **state})
+        _end_early(run, e, job, out_dir, report, ledger, cosigned)
         raise
     finally:
         for job_id, closed in rounds.given_back.items():
-            note_closed(earlier[job_id], closed)
-    outcome.summary.update(expires_at=job["expires_at"], open_at=rounds.open_at)
+            for directory in earlier[job_id]:
+                note_closed(directory, closed)
+    outcome.summary.update(job, open_at=rounds.open_at)
     write_whole(out_dir / "job.json", signed.model_dump_json(indent=1).encode())
     store_outcome(out_dir, outcome)
+    discard(out_dir / JOURNAL)
     verdict = outcome.summary["audit"]
     outcome.summary["cosigned_by"] = _witnessed(rounds, ledger, cosigned, out_dir, "finished", verdict)
     report({"event": "finished", **outcome.summary})
     return outcome
+
+
+def _end_early(
+    run: JobRun,
+    error: BaseException,
+    job: dict[str, Any],
+    out_dir: Path,
+    report: Report,
+    ledger: Ledger,
+    cosigned: CosignedCheckpoint,
+) -> None:
+    """Leave the reason; of a run that was cut short also its journal, to go on from."""
+    rounds = run.rounds
+    cut_short, verdict = rounds.can_be_resumed(error), None
+    if not cut_short:
+        discard(out_dir / JOURNAL)
+    if isinstance(error, ClaimContradicted):
+        verdict = "contradicted"
+        write_whole(out_dir / "audit.json", audit.to_json(error.evidence).encode())
+    reason = error.message if isinstance(error, SfumatoError) else f"internal: {type(error).__name__}"
+    if not isinstance(error, Exception):  # a signal
+        reason = INTERRUPTED
+    state = {**job, "reason": reason, "refused": rounds.refused, "open_at": rounds.open_at}
+    store_state(out_dir, {"state": "failed", **state, "per_branch": run.per_branch()})
+    with contextlib.suppress(SfumatoError):  # what it was that ended the job matters more
+        if cut_short:
+            _write_down(rounds, ledger, out_dir, "interrupted", None)
+        else:
+            _witnessed(rounds, ledger, cosigned, out_dir, "failed", verdict)
+    report({"event": "failed", "resumable": cut_short, **state})
 
 
 def _witnessed(
@@ -108,11 +152,7 @@ def _witnessed(
     verdict: str | None,
 ) -> int:
     """Write the run's end down and have the branches co-sign it. Returns how many did."""
-    files = [f for f in directory.iterdir() if f.is_file() and not f.name.startswith(".")]
-    job_id = rounds.signed.job_id
-    record_end(ledger, job_id, run=directory.name, state=state, files=files, audit=verdict)
-    for branch in rounds.branches.values():
-        record_branch(ledger, branch.name, branch.heads[-1], job_id=job_id)
+    _write_down(rounds, ledger, directory, state, verdict)
     note = ledger.checkpoint()
     size = Checkpoint.parse(note).size
 
@@ -122,6 +162,14 @@ def _witnessed(
     lines = rounds.cosign(note, proof_from, _cosigned_last(cosigned))
     write_whole(directory / "checkpoint", cosigned.add(note, lines).encode())
     return len(lines)
+
+
+def _write_down(rounds: Rounds, ledger: Ledger, directory: Path, state: str, verdict: str | None) -> None:
+    files = [f for f in directory.iterdir() if f.is_file() and not f.name.startswith(".")]
+    job_id = rounds.signed.job_id
+    record_end(ledger, job_id, run=directory.name, state=state, files=files, audit=verdict)
+    for branch in rounds.branches.values():
+        record_branch(ledger, branch.name, branch.heads[-1], job_id=job_id)
 
 
 def _cosigned_last(cosigned: CosignedCheckpoint) -> dict[str, int]:

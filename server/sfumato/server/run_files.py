@@ -9,6 +9,7 @@ checkpoint           of the coordinator's ledger after the run, with the branche
 audit.json           what came out of the phantom slots (see privacy.audit)
 job.json             the signed job, and with it the contract
 closed.json          branches that closed the job after its end; the ledger has result.json's hash, so that stays
+journal/             until the run has ended for good: what came out of its rounds, to be resumed from (see `journal`)
 """
 
 import json
@@ -24,6 +25,7 @@ from sfumato.common.errors import BadInput
 from sfumato.server.home import CoordinatorHome
 
 INTERRUPTED = "the coordinator ended in the middle of the run"
+JOURNAL, SIGNED = "journal", "job.json"
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -80,21 +82,28 @@ def end_interrupted(runs: Path) -> list[int]:
     Only while no executor lives: whoever wrote `running` is dead, and can no longer say so.
     """
     ended = []
-    for directory, result in _results(runs):
+    for directory, result in results(runs):
         if result.get("state") == "running":
             store_state(directory, {"refused": [], **result, "state": "failed", "reason": INTERRUPTED})
             ended.append(int(directory.name))
     return ended
 
 
-def left_open(runs: Path) -> dict[str, Path]:
-    """Jobs that branches may still hold a reservation for, by id: not closed everywhere, and not yet expired."""
-    moment = datetime.now(UTC)
-    return {
-        str(result["job_id"]): directory
-        for directory, result in _results(runs)
-        if result.get("open_at") and datetime.fromisoformat(result["expires_at"]) > moment
-    }
+def may_be_resumed(directory: Path, result: dict[str, Any]) -> bool:
+    """Whether this run was cut short and left a journal. Its branches then keep what they reserved for it."""
+    return result.get("state") == "failed" and (directory / JOURNAL / SIGNED).is_file()
+
+
+def left_open(runs: Path) -> dict[str, list[Path]]:
+    """Jobs that branches may still hold a reservation for, by id, with their runs: not closed everywhere, not yet
+    expired, and not waiting to be resumed."""
+    moment, found = datetime.now(UTC), results(runs)
+    waiting = {result["job_id"] for directory, result in found if may_be_resumed(directory, result)}
+    open_: dict[str, list[Path]] = {}
+    for directory, result in found:
+        if result.get("open_at") and datetime.fromisoformat(result["expires_at"]) > moment:
+            open_.setdefault(str(result["job_id"]), []).append(directory)
+    return {job_id: directories for job_id, directories in open_.items() if job_id not in waiting}
 
 
 def note_closed(directory: Path, branches: set[str]) -> None:
@@ -102,6 +111,7 @@ def note_closed(directory: Path, branches: set[str]) -> None:
     write_whole(directory / "closed.json", json.dumps(sorted(_closed(directory) | branches)).encode())
 
 
-def _results(runs: Path) -> list[tuple[Path, dict[str, Any]]]:
+def results(runs: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """Every run's directory with its result, by name."""
     directories = sorted(d for d in runs.iterdir() if (d / "result.json").is_file())
     return [(d, read_result(d)) for d in directories if d.name.isdigit()]

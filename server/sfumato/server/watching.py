@@ -53,6 +53,8 @@ class Screen:
             case "opened":
                 self._branches[event["branch"]] = (0.0, 0.0)
                 self._progress.update(self._task, description="branches open the job")
+            case "resumed":
+                self._progress.update(self._task, description=f"goes on after {event['sums']} sums")
             case "round" | "sum":
                 doing = "training" if event["event"] == "round" else "asking"
                 self._progress.update(
@@ -106,5 +108,6 @@ def watch_run(
         state = control.run(run_id)
         raise JobFailed(f"run {run_id} ended without a result ({state.sub_status}): {state.details}")
     if last["event"] == "failed":
-        raise JobFailed(f"run {run_id} failed: {last['reason']}")
+        hint = f"Go on with it: sfumato job resume {run_id}" if last.get("resumable") else ""
+        raise JobFailed(f"run {run_id} failed: {last['reason']}", hint=hint)
     return last
