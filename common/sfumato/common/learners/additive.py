@@ -40,12 +40,11 @@ FEWEST_LEAVES = 3  # of a column in a step, if it has so many bins
 LEAST_SPREAD = 0.01  # variance of a column's curve, expected of one that seems to say nothing
 
 
-class Question(BaseModel):
+class Steps(BaseModel):
     """How to fit. `monotone` names columns whose curve may only rise or fall, by the label's log-odds.
 
-    `rate` is the first step, `leaves` the most groups of bins a column has in a round, `count_share` the part of
-    the budget for the counts of round 0, `uniform` the part of the attention that all columns get alike; the rest
-    goes by their gains to the power `focus`.
+    `rate` is the first step, `leaves` the most groups of bins a column has in a round, `uniform` the part of the
+    attention that all columns get alike; the rest goes by their gains to the power `focus`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -53,10 +52,15 @@ class Question(BaseModel):
     rounds: int = Field(default=40, ge=1, le=400)
     rate: float = Field(default=0.2, gt=0, le=1)
     leaves: int = Field(default=6, ge=2, le=64)
-    count_share: float = Field(default=0.15, gt=0, lt=1)
     uniform: float = Field(default=0.3, gt=0, le=1)
     focus: float = Field(default=0.55, ge=0, le=2)
     monotone: dict[str, Direction] = Field(default_factory=dict)
+
+
+class Question(Steps):
+    """The same, and the part of the budget for the counts of round 0."""
+
+    count_share: float = Field(default=0.15, gt=0, lt=1)
 
 
 def build(question: Question, columns: Sequence[BinnedColumn], known: Counts | None = None) -> "Additive":

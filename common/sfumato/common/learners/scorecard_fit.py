@@ -26,8 +26,8 @@ from sfumato.common.learners.scorecard import MOST_POINTS, Scaling, Scorecard, s
 __all__ = ["Question", "ScorecardFit", "build", "max_norm"]
 
 
-class Question(additive.Question):
-    """The additive model's, and how the card is scaled."""
+class Question(additive.Steps):
+    """The additive model's steps, and how the card is scaled."""
 
     scaling: Scaling = Field(default_factory=Scaling)
 
@@ -40,7 +40,8 @@ def build(question: Question, schema: Schema, contract: Contract) -> "ScorecardF
     schema.require(contract)
     if schema.label is None:
         raise BadInput(f"contract {contract.name!r} has no label to learn")
-    return ScorecardFit(additive.build(question, of_schema(schema), counts_of(schema)), question.scaling)
+    steps = additive.Question(**question.model_dump(exclude={"scaling"}))
+    return ScorecardFit(additive.build(steps, of_schema(schema), counts_of(schema)), question.scaling)
 
 
 @dataclass(frozen=True)
