@@ -56,7 +56,7 @@ def scorer(saved: SavedModel, contract: Contract, typical: Mapping[str, Any] | N
     except (ValueError, OverflowError) as e:
         wrong = str(e)
     raise BadInput(
-        f"model {saved.header.name!r} does not hold what a {saved.header.kind} needs: {wrong}",
+        f"model {saved.header.name!r} ({saved.header.kind}) cannot be used: {wrong}",
         hint="It is damaged, or was not written by this release.",
     )
 
@@ -225,8 +225,8 @@ def _tensor(saved: SavedModel, name: str, kind: type[np.generic], dimensions: in
     tensor = saved.tensors[name]
     if tensor.dtype != kind or tensor.ndim != dimensions:
         raise ValueError(
-            f"tensor {name!r} must be {np.dtype(kind).name} of {dimensions} dimensions, is {tensor.dtype.name} "
-            f"of {tensor.ndim}"
+            f"tensor {name!r} must be {dimensions}-dimensional {np.dtype(kind).name}, is {tensor.ndim}-dimensional "
+            f"{tensor.dtype.name}"
         )
     return tensor
 
