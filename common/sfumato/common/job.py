@@ -330,9 +330,10 @@ def load_job(path: Path) -> AnyJob:
             f"{path}: not a valid job\n  kind: Input should be one of {', '.join(KINDS)}",
             hint="See docs/jobs.md for every key.",
         )
-    binning = data.get("binning")
-    if isinstance(binning, dict) and isinstance(binning.get("known"), str):
-        data["binning"] = {**binning, "known": _schema(path.parent / binning["known"])}
+    for name in ("binning", "question"):
+        table = data.get(name)
+        if isinstance(table, dict) and isinstance(table.get("known"), str):
+            data[name] = {**table, "known": _schema(path.parent / table["known"])}
     try:
         return KINDS[kind].model_validate({**head, **data})
     except ValidationError as e:
@@ -341,13 +342,13 @@ def load_job(path: Path) -> AnyJob:
         ) from None
 
 
-def _schema(path: Path) -> Schema:
+def _schema(path: Path) -> dict[str, Any]:
     """The schema.json of a finished run. Raises BadInput."""
     try:
-        return Schema.model_validate_json(path.read_bytes())
+        return Schema.model_validate_json(path.read_bytes()).model_dump(mode="json")
     except OSError as e:
         raise BadInput(
-            f"{path}: {e.strerror or 'cannot be read'}", hint="binning.known names a schema.json."
+            f"{path}: {e.strerror or 'cannot be read'}", hint="`known` names the schema.json of a run."
         ) from None
     except ValidationError as e:
         raise BadInput(f"{path}: not a schema\n  {validation_lines(e)}") from None

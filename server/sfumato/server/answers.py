@@ -20,12 +20,24 @@ def print_answer(summary: dict[str, Any], answer: dict[str, Any], console: Conso
             f"{head}, {customers['value']:,.0f} customers "
             f"({customers['low']:,.0f} to {customers['high']:,.0f})"
         )
-        for table in answer["tables"]:
+        for table in answer.get("tables", ()):
             console.print(_table(table, answer["level"]))
+        if "drift" in answer:
+            console.print(_drift(answer))
     console.print(
         f"Epsilon {summary['epsilon']:.2f} at delta {summary['delta']:g}; every interval holds the true number "
         f"with a probability of {answer['level']:.0%}, the noise included."
     )
+
+
+def _drift(answer: dict[str, Any]) -> Table:
+    shown = Table("column", "stability index", "verdict", box=None, caption_justify="left")
+    shown.caption = f"in brackets: {answer['level']:.0%} intervals, for the noise"
+    for column in answer["drift"]:
+        psi = column["psi"]
+        index = f"{psi['value']:.3f} ({psi['low']:.3f} to {psi['high']:.3f})"
+        shown.add_row(column["column"], index, column["verdict"])
+    return shown
 
 
 def _segments(answer: dict[str, Any]) -> Table:

@@ -205,10 +205,10 @@ def evidence(counts: Floats, std: Floats) -> tuple[list[Estimate], Estimate]:
         Estimate(value=v, low=v - d, high=v + u)
         for v, d, u in zip(woe.tolist(), down.tolist(), rise.tolist(), strict=True)
     ]
-    return woes, _information(good / all_good, bad / all_bad, std / all_good, std / all_bad)
+    return woes, information(good / all_good, bad / all_bad, std / all_good, std / all_bad)
 
 
-def _information(p: Floats, q: Floats, p_std: Floats, q_std: Floats) -> Estimate:
+def information(p: Floats, q: Floats, p_std: Floats, q_std: Floats) -> Estimate:
     """IV of two distributions over bins, whose entries carry noise of these standard deviations."""
     value = float(((p - q) * np.log(p / q)).sum())
     # A bin of less than its noise bends by the noise's own size, not by its own.
