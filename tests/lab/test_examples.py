@@ -1,5 +1,6 @@
 """The example contracts: valid, and true of the real files wherever these are at hand."""
 
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from sfumato.client.ingest.checks import check_batch, check_header
 from sfumato.client.ingest.load import open_source
@@ -14,7 +16,7 @@ from sfumato.client.ingest.sources import Source
 from sfumato.common import analyses
 from sfumato.common.contract import Column, ColumnType, Contract, OutOfDomain, Role, load_contract
 from sfumato.common.contributions import Cells
-from sfumato.common.job import AnalysisJob, ChurnNetJob, load_job
+from sfumato.common.job import AnalysisJob, ChurnNetJob, load_job, sign_job
 from sfumato.common.learners.encoding import Encoder
 from sfumato.lab.partition import NumberedSource
 from sfumato.privacy.plan import Plan
@@ -81,6 +83,16 @@ def test_the_net_by_secure_sums_is_the_same_net_for_the_same_contract(example: s
 def test_all_nets_by_secure_sums_are_trained_alike() -> None:
     jobs = [load_job(EXAMPLES / example / "secure-sum.toml") for example in KNOWN]
     assert len({job.training.model_dump_json() for job in jobs if isinstance(job, ChurnNetJob)}) == 1
+
+
+@pytest.mark.parametrize("example", KNOWN)
+@pytest.mark.parametrize("kind", ["boosted-trees", "scorecard", "segments"])
+def test_learners_and_segments_fit_the_contract_and_cost_what_they_say(example: str, kind: str) -> None:
+    contract, job = contract_of(example), load_job(EXAMPLES / example / f"{kind}.toml")
+    assert (job.kind, job.contract, job.privacy.mode) == (kind, contract.name, "secure-sum")
+    assert job.privacy.delta <= 1 / KNOWN[example][2]
+    sign_job(job, contract, Ed25519PrivateKey.generate(), valid_for=timedelta(hours=1))
+    assert 0.97 * job.privacy.target_epsilon < Plan.of(job, contract).epsilon() <= job.privacy.target_epsilon
 
 
 @pytest.mark.parametrize("example", KNOWN)
