@@ -14,6 +14,7 @@ from rich.progress import (
     TextColumn,
     TimeElapsedColumn,
 )
+from rich.table import Table
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -33,6 +34,9 @@ def simulate(
         str | None, typer.Option(help="Data without a customer id: make this column of row numbers.")
     ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
+    model_file: Annotated[
+        Path | None, typer.Option("--model", help="Write the model here (safetensors), if the job makes one.")
+    ] = None,
     ceiling: Annotated[
         bool,
         typer.Option(
@@ -94,6 +98,8 @@ def simulate(
         print_answer(summary, result.outcome.answer, console)
     else:
         _print_model(summary)
+    if model_file is not None and result.outcome.model is not None:
+        write_whole(model_file, result.outcome.model.to_bytes())
     if json_file is not None:
         write_whole(json_file, json.dumps(summary, indent=1).encode())
 
@@ -106,10 +112,34 @@ def _print_model(summary: dict[str, Any]) -> None:
         f"AUC {summary['auc']:.3f} (95% interval {summary['auc_low']:.3f} to {summary['auc_high']:.3f}), "
         f"epsilon {summary['epsilon']:.2f} at delta {summary['delta']:g}, {summary['seconds']:.1f} s"
     )
+    sent = max(b["bytes_sent"] for b in summary["per_branch"])
+    console.print(f"{summary['sums']} sums over all branches, {sent / 1024:,.0f} KiB sent by a branch")
+    for column, groups in summary["fairness"].items():
+        console.print(_groups(column, groups))
     if "ceiling_auc" in summary:
         console.print(
             f"Central XGBoost without privacy on the same features: AUC {summary['ceiling_auc']:.3f}"
         )
+
+
+def _groups(column: str, groups: dict[str, dict[str, dict[str, float]]]) -> Table:
+    """Is the model as good for everybody?"""
+    shown = Table(column, "customers", "AUC", "recall", "base rate", box=None)
+    for group, metrics in groups.items():
+        rates = [metrics[m] for m in ("auc", "recall", "base_rate")]
+        count = metrics["customers"]
+        shown.add_row(
+            group,
+            f"{count['value']:,.0f} ({count['low']:,.0f} to {count['high']:,.0f})",
+            *map(_rate, rates),
+        )
+    return shown
+
+
+def _rate(rate: dict[str, float]) -> str:
+    if rate["low"] <= 0 and rate["high"] >= 1:
+        return "the noise drowns it"
+    return f"{rate['value']:.2f} ({rate['low']:.2f} to {rate['high']:.2f})"
 
 
 def sample_bank(
