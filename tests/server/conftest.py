@@ -1,18 +1,29 @@
 """A small bank's contract, customers made up for it, and a model of every kind as a finished run would hold it."""
 
+import shutil
 from collections.abc import Callable
-from datetime import UTC, datetime
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from sfumato.common.analyses import score_histogram
 from sfumato.common.contract import Contract
-from sfumato.common.job import Model
+from sfumato.common.enrolment import Enrolment, ed25519_text, new_node_key
+from sfumato.common.job import ANY_JOB, Model, sign_job
 from sfumato.common.learners import bins, churn_net, curves, models, random_trees
 from sfumato.common.learners.encoding import model_features
 from sfumato.common.learners.scorecard import scorecard
+from sfumato.common.notes import branch_origin, cosignature
+from sfumato.server.home import CoordinatorHome
+from sfumato.server.job_run import JobOutcome
+from sfumato.server.ledger import record_end, record_start
+from sfumato.server.results import store_outcome
 
 Columns = dict[str, pa.Array]
 KINDS = ("churn-net", "boosted-trees", "scorecard", "segments")
@@ -168,3 +179,136 @@ def _numbers(
         return {"points": np.array(points, dtype=np.int64)}, {"card": card.model_dump(mode="json")}
     names = [spec.name for spec in model_features(contract) if spec.numeric][::-1]
     return {"centres": rng.uniform(-1, 1, (5, len(names))).astype(np.float32)}, {"names": names}
+
+
+# --- finished runs -------------------------------------------------------------------------------------------
+
+BRANCHES = ("harbour", "market-square", "north")
+LEDGER_KEYS = {n: Ed25519PrivateKey.from_private_bytes(bytes([i + 1]) * 32) for i, n in enumerate(BRANCHES)}
+JOBS: dict[str, dict[str, Any]] = {
+    "churn-net": {"model": {"hidden": [8, 4], "embedding_dim": 3, "bins": 8}},
+    "boosted-trees": {"learner": {"rounds": 6, "trees": 8}},
+    "scorecard": {},
+    "segments": {"question": {"segments": 5}},
+}
+
+
+@pytest.fixture(scope="session")
+def bank_home(tmp_path_factory: pytest.TempPathFactory) -> CoordinatorHome:
+    """A coordinator with three branches and no run."""
+    folder = tmp_path_factory.mktemp("registry")
+    home = CoordinatorHome.init(folder / "c", host="127.0.0.1", port=9092, session_port=9093)
+    for name, key in LEDGER_KEYS.items():
+        enrolment = Enrolment(
+            name=name,
+            node_public_key=new_node_key()[1].decode(),
+            ledger_public_key=ed25519_text(key.public_key()),
+        )
+        path = folder / f"{name}.json"
+        path.write_bytes(enrolment.dump())
+        home.enrol(path)
+    return home
+
+
+@pytest.fixture(scope="session")
+def finish(model_of: Callable[..., models.SavedModel], bank_contract: Contract) -> Callable[..., Path]:
+    """Leave a run in a home as `results.run_job` does: files, ledger, checkpoint with cosignatures."""
+
+    def make(
+        home: CoordinatorHome, run: int, kind: str, contract: Contract = bank_contract, **changes: Any
+    ) -> Path:
+        head = {
+            "name": f"bank-{kind}",
+            "kind": kind,
+            "purpose": "Find who will leave, <soon>.",
+            "contract": contract.name,
+        }
+        privacy = {"mode": "secure-sum", "target_epsilon": 2.0}
+        more = {"training": {"local_steps": 1}} if kind == "churn-net" else {}
+        job = ANY_JOB.validate_python(
+            {**head, "privacy": privacy, "federation": {"min_branches": 3}, **JOBS[kind], **more}
+        )
+        signed = sign_job(job, contract, home.job_key(), valid_for=timedelta(hours=1))
+        ids = {"job_id": signed.job_id, "job_hash": signed.job_hash, "contract": contract.hash}
+        model = model_of(kind, run, **ids)
+        directory = home.directory("runs") / str(run)
+        ledger = home.open_ledger()
+        record_start(ledger, signed, directory.name)
+        summary, histogram = result_of(kind, signed.job_id, run)
+        answer = answer_of(model) if kind == "segments" else None
+        store_outcome(
+            directory,
+            JobOutcome(summary | changes, model=model, histogram=histogram, answer=answer),
+        )
+        (directory / "job.json").write_text(signed.model_dump_json(indent=1))
+        files = [f for f in directory.iterdir() if f.is_file()]
+        record_end(ledger, signed.job_id, run=str(run), state="finished", files=files, audit="consistent")
+        note = ledger.checkpoint()
+        moment = datetime(2026, 3, 14, 9, 30, tzinfo=UTC)
+        lines = [cosignature(note, branch_origin(n), key, moment) for n, key in LEDGER_KEYS.items()]
+        (directory / "checkpoint").write_text(home.cosigned.add(note, lines))
+        return directory
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def full_home(bank_home: CoordinatorHome, finish: Callable[..., Path]) -> CoordinatorHome:
+    """With a model of every kind, runs 10 to 13. To look at only."""
+    for run, kind in enumerate(KINDS, 10):
+        finish(bank_home, run, kind)
+    return bank_home
+
+
+@pytest.fixture
+def home_copy(full_home: CoordinatorHome, tmp_path: Path) -> CoordinatorHome:
+    """The same, to break."""
+    shutil.copytree(full_home.path, tmp_path / "c")
+    return CoordinatorHome.load(tmp_path / "c")
+
+
+def result_of(kind: str, job_id: str, seed: int) -> tuple[dict[str, Any], Any]:
+    """What `JobRun` makes of a run, and its score histogram."""
+    per_branch = [
+        {"name": n, "epsilon": 1.98, "rounds_answered": 8, "rounds_missed": 0, "bytes_sent": 12_345}
+        for n in BRANCHES
+    ]
+    summary = {
+        "job": f"bank-{kind}", "job_id": job_id, "kind": kind, "mode": "secure-sum", "colluders": 1,
+        "epsilon": 1.98, "delta": 1e-6, "branches": 3, "sums": 8, "rounds": 8, "seconds": 3.2,
+        "per_branch": per_branch, "refused": [], "audit": "consistent", "open_at": [],
+    }  # fmt: skip
+    if kind == "segments":
+        return summary, None
+    rng = np.random.default_rng(seed)
+    labels = (rng.random(4000) < 0.2).astype(np.int64)
+    counts = score_histogram.contribution(rng.normal(-2 + 1.6 * labels, 1.1), labels, 16) + rng.normal(
+        0, 4, 32
+    )
+    found = score_histogram.read(counts, 16.0, draws=100)
+    close, far = found.auc.value - 0.01, found.auc.low - 0.2
+    auc = lambda v, half: {"value": v, "low": v - half, "high": v + half}  # noqa: E731
+    fairness = {
+        "active": {
+            "true": {"auc": auc(close, 0.03), "base_rate": {"value": 0.2, "low": 0.18, "high": 0.22}},
+            "false": {"auc": auc(far, 0.05), "base_rate": {"value": 0.3, "low": 0.2, "high": 0.4}},
+            "(none)": {"auc": {"value": 0.6, "low": 0.0, "high": 1.0}},
+        }
+    }
+    return summary | {"metrics": asdict(found), "fairness": fairness, "noise_variance": 16.0}, counts
+
+
+def answer_of(model: models.SavedModel) -> dict[str, Any]:
+    centres = model.tensors["centres"].astype(np.float64)
+    estimate = lambda v: {"value": v, "low": v - 0.05, "high": v + 0.05}  # noqa: E731
+    segments = [
+        {
+            "customers": {"value": 900 - 100 * i, "low": 850 - 100 * i, "high": 950 - 100 * i},
+            "share": {"value": 0.3 - 0.03 * i, "low": 0.28 - 0.03 * i, "high": 0.32 - 0.03 * i},
+            "centre": {
+                n: estimate(float(v)) for n, v in zip(model.header.parameters["names"], row, strict=True)
+            },
+        }
+        for i, row in enumerate(centres)
+    ]
+    return {"names": model.header.parameters["names"], "level": 0.95, "segments": segments}

@@ -1,0 +1,100 @@
+"""What a model does with the columns, as far as its kind tells: for its card. Public: it reads what was released."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sfumato.common.errors import BadInput
+from sfumato.common.learners.bins import Schema
+from sfumato.common.learners.models import SavedModel
+from sfumato.common.learners.random_trees import Forest
+from sfumato.common.learners.scorecard import Scorecard
+from sfumato.server.onnx_export import read_forest
+
+Floats = npt.NDArray[np.float64]
+
+
+def explained(model: SavedModel, answer: dict[str, Any] | None) -> dict[str, Any]:
+    """By kind, as JSON. Raises BadInput on a model that does not hold what its kind says.
+
+    scorecard       {"scaling", "base", "level", "columns": [the card's attributes, the highest IV first]}
+    boosted-trees   {"trees", "base", "columns": [{"column", "moves"}]}, see `column_moves`
+    churn-net       {"weights", "model"}
+    segments        {"names", "segments": [{"segment", "customers", "share", "centre"}], "chosen"}; the numbers
+                    from the run's answer, if it is there
+    """
+    header = model.header
+    try:
+        match header.kind:
+            case "scorecard":
+                return _scorecard(Scorecard.model_validate(header.parameters["card"]))
+            case "boosted-trees":
+                forest, schema = read_forest(model), header.schema_
+                assert schema is not None
+                moves = sorted(column_moves(forest, schema).items(), key=lambda m: (-m[1], m[0]))
+                columns = [{"column": c, "moves": m} for c, m in moves]
+                return {"trees": len(forest.trees), "base": forest.base, "columns": columns}
+            case "churn-net":
+                weights = int(np.asarray(model.tensors["weights"]).size)
+                return {"weights": weights, "model": dict(header.parameters["model"])}
+            case "segments":
+                names = [str(n) for n in header.parameters["names"]]
+                return {"names": names, **_segments(len(model.tensors["centres"]), answer)}
+    except (KeyError, ValueError, TypeError) as e:
+        raise BadInput(
+            f"model {header.name!r} does not hold what a {header.kind} needs: {e}",
+            hint="It was written by another release, or is damaged.",
+        ) from None
+
+
+def column_moves(forest: Forest, schema: Schema) -> dict[str, float]:
+    """How much each column by itself moves the log-odds: the standard deviation over customers of its main effect.
+
+    The main effect of a bin is the forest's mean over everybody in that bin, were the columns independent; the
+    customers a bin has are the schema's noisy counts.
+    """
+    shares = [_shares(np.array(c.counts)) for c in schema.columns]
+    effects = [np.zeros(len(s)) for s in shares]
+    for tree in forest.trees:
+        cells = [
+            np.searchsorted(cuts, np.arange(len(shares[f])), side="right")
+            for f, cuts in zip(tree.features, tree.cuts, strict=True)
+        ]
+        people = [
+            np.bincount(cell, shares[f], len(cuts) + 1)
+            for f, cuts, cell in zip(tree.features, tree.cuts, cells, strict=True)
+        ]
+        grid = np.array(tree.steps).reshape([len(p) for p in people])
+        for i, (feature, cell) in enumerate(zip(tree.features, cells, strict=True)):
+            mean = grid
+            for j in reversed(
+                range(len(people))
+            ):  # from the last axis, so that those before keep their number
+                if j != i:
+                    mean = np.tensordot(mean, people[j], axes=(j, 0))
+            effects[feature] += mean[cell]
+    return {
+        column.name: float(np.sqrt(share @ (effect - share @ effect) ** 2))
+        for column, share, effect in zip(schema.columns, shares, effects, strict=True)
+    }
+
+
+def _shares(counts: Floats) -> Floats:
+    people = np.maximum(counts, 0.0)
+    return people / people.sum() if people.sum() > 0 else np.full(len(people), 1 / len(people))
+
+
+def _scorecard(card: Scorecard) -> dict[str, Any]:
+    table = card.model_dump(mode="json")
+    columns = sorted(table["attributes"], key=lambda a: (-a["iv"]["value"], a["column"]))
+    return {"scaling": table["scaling"], "base": card.base, "level": card.level, "columns": columns}
+
+
+def _segments(k: int, answer: dict[str, Any] | None) -> dict[str, Any]:
+    if answer is None:
+        return {"segments": [], "count": k}
+    found = [{"segment": i, **s} for i, s in enumerate(answer["segments"])]
+    if len(found) != k:
+        raise ValueError("its answer has another number of segments")
+    return {"segments": found, "count": k, "chosen": answer.get("chosen"), "level": answer.get("level")}

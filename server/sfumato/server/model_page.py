@@ -1,0 +1,106 @@
+"""A model's card as one self-contained HTML page; the same card gives the same bytes."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sfumato.server import model_figures as figures
+from sfumato.server.model_card import apart
+from sfumato.server.pages import render, source
+from sfumato.server.report import METRICS
+from sfumato.server.report_figures import Plot
+from sfumato.server.report_words import Estimate, number, power_of_ten, rounded_up, size_text
+
+KINDS = {
+    "churn-net": "a small neural net",
+    "boosted-trees": "boosted random trees",
+    "scorecard": "a scorecard of whole points",
+    "segments": "segments of customers",
+}
+OF_GROUPS = ("auc", "recall", "precision", "base_rate", "customers")
+UNITS = {key: unit for key, unit, _, _ in METRICS}
+LABELS = {key: label for key, _, label, _ in METRICS} | {"customers": "Customers"}
+
+
+def card_page(card: Mapping[str, Any]) -> str:
+    """The page of a card that `model_card.card` made."""
+    metrics = {
+        k: e for k, v in card["evaluation"]["metrics"].items() if (e := Estimate.of(v, unit=UNITS.get(k, "")))
+    }
+    level = (
+        f"{number(100 * (card['evaluation']['level'] or card['explanation'].get('level') or 0.95))}\u202f%"
+    )
+    return render(
+        "model_card.html.j2",
+        source("report.css") + source("model_card.css"),
+        card=card,
+        kind=KINDS[card["kind"]],
+        level=level,
+        epsilon=rounded_up(card["privacy"]["epsilon"]),
+        delta=power_of_ten(card["privacy"]["delta"]),
+        auc=metrics.get("auc"),
+        metrics=[(label, says, metrics[key]) for key, _, label, says in METRICS if key in metrics],
+        branches=[_branch(b) for b in card["branches"]],
+        size=size_text(card["file"]["bytes"]),
+        fairness=_fairness(card, metrics.get("auc")),
+        points=_points(card),
+        moves=figures.moves(card["explanation"]["columns"]) if card["kind"] == "boosted-trees" else None,
+        base=number(card["explanation"].get("base"), 2),
+        segments=_segments(card, level),
+    )
+
+
+def _branch(given: Mapping[str, Any]) -> dict[str, str]:
+    epsilon = given.get("epsilon")
+    return {
+        "name": str(given.get("name") or "unnamed branch"),
+        "epsilon": rounded_up(epsilon if isinstance(epsilon, int | float) else None),
+        "answered": number(given.get("rounds_answered")),
+        "bytes": size_text(given.get("bytes_sent")),
+    }
+
+
+def _fairness(card: Mapping[str, Any], auc: Estimate | None) -> list[dict[str, Any]]:
+    whole, found = card["evaluation"]["metrics"], []
+    for place, (column, groups) in enumerate(card["fairness"].items()):
+        shown = [m for m in OF_GROUPS if any(m in g for g in groups.values())]
+        rows = []
+        for group, of_group in groups.items():
+            cells = [Estimate.of(of_group.get(m), unit=UNITS.get(m, "")) for m in shown]
+            differs = [
+                LABELS[m]
+                for m in shown
+                if m != "customers" and m in of_group and m in whole and apart(of_group[m], whole[m])
+            ]
+            rows.append((group, [c.full if c else "not known" for c in cells], ", ".join(differs) or "none"))
+        found.append(
+            {
+                "column": column,
+                "labels": [LABELS[m] for m in shown],
+                "rows": rows,
+                "plot": figures.fairness(place, column, groups, auc),
+            }
+        )
+    return found
+
+
+def _points(card: Mapping[str, Any]) -> list[dict[str, Any]]:
+    if card["kind"] != "scorecard":
+        return []
+    found = []
+    for place, attribute in enumerate(card["explanation"]["columns"]):
+        iv = Estimate.of(attribute["iv"])
+        found.append({"plot": figures.points(place, attribute), "iv": iv.full if iv else "not known"})
+    return found
+
+
+def _segments(card: Mapping[str, Any], level: str) -> list[Plot]:
+    if card["kind"] != "segments":
+        return []
+    segments, names = card["explanation"]["segments"], card["explanation"]["names"]
+    reach = {n: _reach([s["centre"][n] for s in segments if n in s["centre"]]) for n in names}
+    plots = [figures.centres(i, {**s, "reach": reach}, names, level) for i, s in enumerate(segments)]
+    return [p for p in plots if p is not None]
+
+
+def _reach(middles: Sequence[Mapping[str, float]]) -> tuple[float, float]:
+    return min((m["low"] for m in middles), default=0.0), max((m["high"] for m in middles), default=1.0)
