@@ -230,6 +230,7 @@ def finish(model_of: Callable[..., models.SavedModel], bank_contract: Contract) 
         )
         signed = sign_job(job, contract, home.job_key(), valid_for=timedelta(hours=1))
         ids = {"job_id": signed.job_id, "job_hash": signed.job_hash, "contract": contract.hash}
+        ids |= {"contract_name": contract.name}
         model = model_of(kind, run, **ids)
         directory = home.directory("runs") / str(run)
         ledger = home.open_ledger()

@@ -41,7 +41,7 @@ def points(place: int, attribute: Mapping[str, Any]) -> Plot:
         axes.grid(visible=False, axis="x")
         axes.set_ylabel("Points")
 
-    says = "Each bin’s points (line), and how far the noise may have moved them (box). Dashed: the average customer’s."
+    says = "Each bin’s points (line); how far the noise may have moved them (box); the average customer’s (dashed)."
     return Plot(
         f"points-{place}",
         name.replace("_", " "),
