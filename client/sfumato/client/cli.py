@@ -338,7 +338,8 @@ def score(
             progress=show,
         )
     finally:
-        progress.stop()
+        if progress.live.is_started:
+            progress.stop()
     text = f"Scored {done.customers:,} customers with {done.name} ({done.kind}, {done.model[:12]}): {out}"
     console.print(text, markup=False)
     if columns:
