@@ -25,6 +25,7 @@ from sfumato.server.run_files import (
     JOURNAL,
     left_open,
     note_closed,
+    results,
     store_state,
     write_whole,
 )
@@ -107,6 +108,7 @@ def run_job(
     write_whole(out_dir / "job.json", signed.model_dump_json(indent=1).encode())
     store_outcome(out_dir, outcome)
     discard(out_dir / JOURNAL)
+    _note_closed(rounds, out_dir)
     verdict = outcome.summary["audit"]
     outcome.summary["cosigned_by"] = _witnessed(rounds, ledger, cosigned, out_dir, "finished", verdict)
     report({"event": "finished", **outcome.summary})
@@ -127,6 +129,7 @@ def _end_early(
     cut_short, verdict = rounds.can_be_resumed(error), None
     if not cut_short:
         discard(out_dir / JOURNAL)
+        _note_closed(rounds, out_dir)
     if isinstance(error, ClaimContradicted):
         verdict = "contradicted"
         write_whole(out_dir / "audit.json", audit.to_json(error.evidence).encode())
@@ -141,6 +144,14 @@ def _end_early(
         else:
             _witnessed(rounds, ledger, cosigned, out_dir, "failed", verdict)
     report({"event": "failed", "resumable": cut_short, **state})
+
+
+def _note_closed(rounds: Rounds, out_dir: Path) -> None:
+    """With this run, the runs that it resumed are closed too."""
+    closed = {b.name for b in rounds.branches.values()} - set(rounds.open_at)
+    for directory, result in results(out_dir.parent):
+        if directory != out_dir and result.get("job_id") == rounds.signed.job_id:
+            note_closed(directory, closed)
 
 
 def _witnessed(
