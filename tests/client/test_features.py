@@ -259,6 +259,58 @@ def test_equals_the_naive_computation(tmp_path: Path, keyring: Keyring, time_typ
     assert got["points"].dropna().tolist() == [9.0, 2.0]  # (4 + 30) / 2, clipped; and 2
 
 
+@pytest.mark.parametrize("time_type", ["datetime", "date"])
+def test_months_equal_the_naive_computation(tmp_path: Path, keyring: Keyring, time_type: str) -> None:
+    """Of every roll-up, whatever its own `days`: the days (as_of - 30 (m + 1), as_of - 30 m], m counted back."""
+    people, rows = customers(60), transactions(60, 1200)
+    given = rows.copy()
+    if time_type == "date":
+        rows["at"] = rows["at"].dt.normalize()
+        given["at"] = rows["at"].dt.date
+    agreed = contract(time_type)
+    store = filled(tmp_path, keyring, agreed, {"customers": people, "transactions": given})
+    roll_ups = [f for f in ROLL_UPS if f["aggregate"] != "days_since_last"]
+    months = [0, 4]
+    names = [f"{f['name']}@{m}" for f in roll_ups for m in months]
+    frame = customer_frame(store, agreed, names)
+    assert frame.column_names[-len(names) :] == names
+    assert analysis_frame(store, agreed, [names[3], "age", names[0]]).column_names == [
+        names[3],
+        "age",
+        names[0],
+    ]
+    assert analysis_frame(store, agreed, names).equals(frame.select(names))
+    store.close()
+    tokens = Tokenizer(keyring).tokens(people["id"].astype(str).tolist(), purpose="customer-id").to_pylist()
+    got = frame.to_pandas().set_index("token").loc[tokens]
+    ago = (pd.Timestamp(AS_OF) - rows["at"].dt.normalize()).dt.days
+    for f in roll_ups:
+        for m in months:
+            own = rows[(ago >= 30 * m) & (ago < 30 * (m + 1))]
+            wanted = np.array(naive(people, own, {k: v for k, v in f.items() if k != "days"}), dtype=float)
+            assert len(np.unique(wanted[~np.isnan(wanted)])) > 1, f"{f['name']}: the test shows nothing"
+            np.testing.assert_allclose(
+                got[f"{f['name']}@{m}"], wanted, rtol=1e-12, atol=1e-9, err_msg=f["name"]
+            )
+
+
+def test_months_that_cannot_be_are_refused(tmp_path: Path, keyring: Keyring) -> None:
+    agreed = contract()
+    store = filled(tmp_path, keyring, agreed, {"customers": customers(5)})
+    empty = analysis_frame(store, agreed, ["n all@3", "mean@3"]).to_pydict()
+    assert empty == {"n all@3": [0.0] * 5, "mean@3": [None] * 5}
+    for name, message in (
+        ("recency@0", "cannot be read by month"),
+        ("complaints@0", "cannot be read by month"),  # its table has no time
+        ("age@0", "is no roll-up"),
+        ("n all@60", "is no column to analyse"),
+        ("n all@-1", "is no column to analyse"),
+    ):
+        with pytest.raises(BadInput, match=message):
+            analysis_frame(store, agreed, [name])
+    store.close()
+
+
 def test_rows_after_as_of_change_nothing(tmp_path: Path, keyring: Keyring) -> None:
     people, rows = customers(40), transactions(40, 400)
     agreed = contract()

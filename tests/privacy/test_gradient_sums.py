@@ -1,6 +1,7 @@
 """Sums of clipped gradients: book-keeping against a loop over customers in double precision, and against Opacus."""
 
 import copy
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,6 +33,23 @@ def customers(n: int) -> tuple[Encoded, np.ndarray]:
     return Encoded(codes, rng.uniform(-1, 1, (n, 2)).astype(np.float32), CARDINALITIES), rng.integers(0, 2, n)
 
 
+RECURRENT = Model(
+    architecture="recurrent", sequence=("a", "b", "c"), months=6, state=3, hidden=(4,), embedding_dim=2
+)
+
+
+def with_months(n: int) -> tuple[Encoded, np.ndarray]:
+    encoded, labels = customers(n)
+    months = np.random.default_rng(1).uniform(-1, 1, (n, 6, 3)).astype(np.float32)
+    return Encoded(encoded.codes, encoded.numeric, CARDINALITIES, months), labels
+
+
+def recurrent_net(seed: int = 3) -> ChurnNet:
+    net = ChurnNet(CARDINALITIES, 2, RECURRENT, seed=seed)
+    churn_net.load(net, np.random.default_rng(seed).normal(0, 0.7, churn_net.size(net)).astype(np.float32))
+    return net
+
+
 def net_of(hidden: tuple[int, ...] = (4,), seed: int = 3) -> ChurnNet:
     net = ChurnNet(CARDINALITIES, 2, Model(hidden=hidden, embedding_dim=2), seed=seed)
     vector = np.random.default_rng(seed).normal(0, 0.7, churn_net.size(net)).astype(np.float32)
@@ -46,12 +64,19 @@ class Wrapped(nn.Module):
         super().__init__()
         self.net = net
 
-    def forward(self, codes: torch.Tensor, numeric: torch.Tensor) -> torch.Tensor:
-        return self.net(codes, numeric)
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        return self.net(*inputs)
 
 
-def summed(net: nn.Module, n: int = 300, rate: float = 1.0, bound: float = 0.3, **more: object) -> np.ndarray:
-    sums = dpsgd.GradientSums(net, *customers(n), max_grad_norm=bound, **more)  # type: ignore[arg-type]
+def summed(
+    net: nn.Module,
+    n: int = 300,
+    rate: float = 1.0,
+    bound: float = 0.3,
+    given: Any = customers,
+    **more: object,
+) -> np.ndarray:
+    sums = dpsgd.GradientSums(net, *given(n), max_grad_norm=bound, **more)  # type: ignore[arg-type]
     return sums(sample_rate=rate, rng=SecureRandom(SEED))
 
 
@@ -63,7 +88,7 @@ def one_by_one(
     for i in rows:
         net.zero_grad()
         one = encoded.take(np.array([i]))
-        logit = net(torch.from_numpy(one.codes), torch.from_numpy(one.numeric).double())
+        logit = net(torch.from_numpy(one.codes), *(torch.from_numpy(x).double() for x in one.inputs[1:]))
         binary_cross_entropy_with_logits(logit, torch.tensor([labels[i]]).double()).backward()
         gradient = np.concatenate([p.grad.reshape(-1).numpy() for p in net.parameters()])
         total += gradient * min(1.0, bound / np.linalg.norm(gradient))
@@ -76,6 +101,37 @@ def test_the_sum_is_the_naive_one_to_a_millionth(hidden: tuple[int, ...], bound:
     net = net_of(hidden)
     wanted = one_by_one(net, np.arange(300), *customers(300), bound)
     assert np.linalg.norm(summed(net, bound=bound) - wanted) < 1e-6 * np.linalg.norm(wanted)
+
+
+@pytest.mark.parametrize("bound", [0.3, 100.0])
+def test_the_recurrent_sum_is_the_naive_one_to_a_millionth(bound: float) -> None:
+    net = recurrent_net()
+    wanted = one_by_one(net, np.arange(200), *with_months(200), bound)
+    assert np.linalg.norm(
+        summed(net, n=200, bound=bound, given=with_months) - wanted
+    ) < 1e-6 * np.linalg.norm(wanted)
+
+
+def test_the_recurrent_sum_is_that_of_opacus_and_phantoms_stand_behind_it() -> None:
+    net = recurrent_net()
+    ours = summed(net, given=with_months, phantoms=COINS)
+    opacus = summed(Wrapped(net), given=with_months, phantoms=COINS)
+    assert np.linalg.norm(ours - opacus) < 1e-6 * np.linalg.norm(opacus)
+    assert np.allclose(ours[-5:], [0, 0, 0.3, 0, 0.3], rtol=1e-12)
+
+
+def test_months_that_cancel_move_the_sum_by_the_bound_at_most() -> None:
+    """Huge weights, so that what each month adds is far larger than their sum: what is clipped is what is summed."""
+    net, (encoded, labels) = recurrent_net(), with_months(60)
+    churn_net.load(net, (churn_net.flatten(net) * np.float32(30)).astype(np.float32))
+
+    def total(rows: np.ndarray) -> np.ndarray:
+        sums = dpsgd.GradientSums(net, encoded.take(rows), labels[rows], max_grad_norm=0.25)
+        return sums(sample_rate=1.0, rng=SecureRandom(SEED))
+
+    everyone = total(np.arange(60))
+    moved = [np.linalg.norm(everyone - total(np.arange(60) != i)) for i in range(20)]
+    assert 0.2499 < max(moved) <= 0.25 * (1 + 1e-9)
 
 
 def test_a_sample_is_the_one_that_the_source_draws() -> None:
@@ -157,7 +213,7 @@ def test_bad_settings_are_refused() -> None:
     with pytest.raises(ValueError, match="rate"):
         summed(net_of(), rate=1.5)
     with pytest.raises(TypeError, match="churn net"):
-        clipped_gradients.differentiate(nn.Linear(2, 1), *(torch.zeros(1, 2),) * 3)
+        clipped_gradients.differentiate(nn.Linear(2, 1), [torch.zeros(1, 2)], torch.zeros(1))
 
 
 # --- phantom slots of local DP-SGD ---------------------------------------------------------------------------
@@ -171,6 +227,18 @@ def trained(steps: int = 4, **more: object) -> tuple[np.ndarray, np.ndarray]:
         expected_batch_size=100.0, rng=SecureRandom(SEED), **settings,  # type: ignore[arg-type]
     )  # fmt: skip
     return churn_net.flatten(net), state.phantoms
+
+
+def test_a_recurrent_net_is_trained_in_a_branch_along_its_clipped_gradients() -> None:
+    net, (encoded, labels) = recurrent_net(), with_months(80)
+    before = churn_net.flatten(net).astype(np.float64)
+    wanted = one_by_one(net, np.arange(80), encoded, labels, 0.25)
+    dpsgd.train(
+        net, encoded, labels, steps=1, sample_rate=1.0, noise_multiplier=1e-12, max_grad_norm=0.25,
+        learning_rate=1.0, optimizer="sgd", expected_batch_size=80.0, rng=SecureRandom(SEED),
+    )  # fmt: skip
+    moved = 80 * (before - churn_net.flatten(net))
+    assert np.abs(moved - wanted).max() < 2e-4 * np.abs(wanted).max()
 
 
 def test_training_shows_its_phantoms_and_is_not_moved_by_them() -> None:

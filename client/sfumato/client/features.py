@@ -29,6 +29,7 @@ from sfumato.common.contract import (
     Table,
 )
 from sfumato.common.errors import BadInput
+from sfumato.common.learners.encoding import Monthly, monthly_specs
 from sfumato.privacy.fields import keyed_uniform
 from sfumato.privacy.keys import KeySource
 
@@ -36,13 +37,14 @@ TOKEN, LABEL = "token", "label"
 CLIPPED_CATEGORY = "other"  # what ingest writes for an unknown category that the contract clips
 
 
-def customer_frame(store: Store, contract: Contract) -> pa.Table:
+def customer_frame(store: Store, contract: Contract, monthly: Sequence[str] = ()) -> pa.Table:
     """One row a customer, ordered by token.
 
     Columns: `token`; `label` (int8 0 or 1; absent without a label in the contract); the customers table's columns
     of role feature or amount in their types; each roll-up as float64 inside its bounds, for a customer without
     rows 0 (count, sum, distinct; clipped too) or null. `days` keeps the dates in (as_of - days, as_of], of a
     table's first column of role time; a row without a time is not used where the contract has an as_of.
+    `monthly` are names of encoding.Monthly: roll-ups of one month each, float64 in the same way.
 
     Raises BadInput: a roll-up of a column that is not stored or a `where` that is no value of its column; a
     column named token or label; a label that is neither 0 nor 1.
@@ -62,30 +64,33 @@ def customer_frame(store: Store, contract: Contract) -> pa.Table:
         columns[LABEL if label else column.name] = _label(column, values_of) if label else values_of
     for i, feature in enumerate(contract.features):
         columns[feature.name] = found[f"x{i}"]
-    return pa.table(columns)
+    return pa.table(columns | _monthly(store, contract, monthly, columns[TOKEN]))
 
 
 def analysis_frame(store: Store, contract: Contract, columns: Sequence[str]) -> pa.Table:
     """Exactly these columns, one row a customer, held-out ones too, ordered by token.
 
     A column of the customers table keeps its type and its own values (a label is not turned into 0 and 1); a
-    roll-up is as in `customer_frame`. Raises BadInput on the customer id, PII, and a name that is not declared.
+    roll-up, also of one month, is as in `customer_frame`. Raises BadInput on the customer id, PII, and a name that is
+    not declared.
     """
     table = contract.customer_table
     rollups = {f.name: f for f in contract.features}
+    monthly = [name for name in columns if Monthly.parse(name)]
     for name in columns:
-        if name not in rollups and not (table.has(name) and _analysable(table.column(name))):
+        if name not in (*rollups, *monthly) and not (table.has(name) and _analysable(table.column(name))):
             raise BadInput(
                 f"{name!r} is no column to analyse",
                 hint="Personal data, the customer id and undeclared columns never are.",
             )
-    taken = [table.column(n) for n in columns if n not in rollups]
+    taken = [table.column(n) for n in columns if n not in (*rollups, *monthly)]
     features = [rollups[n] for n in columns if n in rollups]
     found = _select(store, contract, [table.customer_id, *taken], features)
     place = {c.name: f"c{i}" for i, c in enumerate(taken, 1)} | {
         f.name: f"x{i}" for i, f in enumerate(features)
     }
-    return pa.table({name: found[place[name]] for name in columns})
+    months = _monthly(store, contract, monthly, found["c0"])
+    return pa.table({name: months[name] if name in months else found[place[name]] for name in columns})
 
 
 def customer_tokens(store: Store, contract: Contract) -> list[str]:
@@ -126,6 +131,62 @@ def _select(
     values = "".join(f", {rolled[f.name]} AS x{i}" for i, f in enumerate(features))
     return store.query(
         f"SELECT {selected}{values} FROM {quoted(table.name)} AS c {' '.join(joins)} ORDER BY 1",  # noqa: S608
+        parameters,
+    )
+
+
+def _monthly(
+    store: Store, contract: Contract, names: Sequence[str], tokens: pa.ChunkedArray
+) -> dict[str, pa.Array]:
+    """Each named month of a roll-up, in the order of the tokens; one scan a table."""
+    asked = [m for m in map(Monthly.parse, names) if m is not None]
+    monthly_specs(contract, list(dict.fromkeys(m.feature for m in asked)))
+    months = 1 + max((m.month for m in asked), default=-1)
+    rollups = {f.name: f for f in contract.features if f.name in {m.feature for m in asked}}
+    columns: dict[str, pa.Array] = {}
+    for table in dict.fromkeys(f.table for f in rollups.values()):
+        group = [f for f in rollups.values() if f.table == table]
+        found = store.query(*_by_month(store, contract, contract.table(table), group, months))
+        row = pc.index_in(found["id"], value_set=tokens.combine_chunks())
+        known = np.asarray(row.is_valid())
+        place = (np.asarray(found["month"])[known], np.asarray(row.drop_null()))
+        for i, feature in enumerate(group):
+            values = np.full((months, len(tokens)), np.nan)
+            values[place] = np.asarray(found[f"f{i}"].cast(pa.float64()).fill_null(np.nan))[known]
+            if feature.aggregate in ZERO_WITHOUT_ROWS:
+                values = np.nan_to_num(values)
+            for m in asked:
+                if m.feature == feature.name:
+                    inside = np.clip(values[m.month], *feature.bounds)
+                    columns[m.column] = pa.array(inside, from_pandas=True)  # NaN is null
+    return {name: columns[name] for name in names}
+
+
+def _by_month(
+    store: Store, contract: Contract, table: Table, features: Sequence[Feature], months: int
+) -> tuple[str, list[object]]:
+    """SQL with columns id, month (0 the latest), f0, f1, …, and its parameters, as `_roll_up`."""
+    assert contract.as_of is not None  # monthly_specs has checked it
+    time = table.with_role(Role.TIME)[0]
+    day, month = (
+        quoted(time.name),
+        f"(date_diff('day', {quoted(time.name)}::DATE, ?::DATE) // {Monthly.DAYS})",
+    )
+    parameters: list[object] = [contract.as_of]
+    columns = []
+    for i, feature in enumerate(features):
+        every = feature.model_copy(update={"days": None})
+        conditions, values = _conditions(store, contract, table, every)
+        parameters += values
+        kept = f" FILTER (WHERE {' AND '.join(conditions)})" if conditions else ""
+        columns.append(f", {_aggregate(table, every, kept)} AS f{i}")
+    parameters += [
+        _moment(time, contract.as_of + timedelta(days=1)),
+        _moment(time, contract.as_of - timedelta(days=Monthly.DAYS * months - 1)),
+    ]
+    return (
+        f"SELECT {quoted(table.customer_id.name)} AS id, {month} AS month{''.join(columns)} "  # noqa: S608
+        f"FROM {quoted(table.name)} WHERE {day} < ? AND {day} >= ? GROUP BY 1, 2",
         parameters,
     )
 

@@ -21,6 +21,7 @@ from sfumato.common.contract import Contract, read_toml, validation_lines
 from sfumato.common.errors import BadInput, Refusal, RefusalCode
 from sfumato.common.learners import catalogue
 from sfumato.common.learners.bins import Schema
+from sfumato.common.learners.encoding import MOST_MONTHS, monthly_specs
 
 SIGNATURE_DOMAIN = b"sfumato-job-v1\x00"
 SMALLEST_SET = 3  # of a secure sum: with two, each could subtract itself
@@ -58,11 +59,33 @@ class TrainingPrivacy(LearningPrivacy):
 
 
 class Model(_Strict):
-    """The churn net: bin or category embeddings, normalised numerics, an MLP."""
+    """The churn net: bin or category embeddings, normalised numerics, an MLP. `recurrent` reads `sequence` too,
+    roll-ups of the contract by month over the last `months`, oldest first, into a `state` of so many numbers."""
 
+    architecture: Literal["wide-deep", "recurrent"] = "wide-deep"
     hidden: tuple[Annotated[int, Field(gt=0, le=512)], ...] = Field(default=(16,), max_length=4)
     embedding_dim: int = Field(default=2, ge=1, le=64)
     bins: int = Field(default=16, ge=2, le=64)
+    sequence: tuple[str, ...] = Field(default=(), max_length=16)
+    months: int = Field(default=12, ge=2, le=MOST_MONTHS)
+    state: int = Field(default=4, ge=1, le=64)
+
+    @model_validator(mode="after")
+    def _a_sequence_to_read(self) -> Self:
+        if self.architecture == "recurrent" and not self.sequence:
+            raise ValueError(
+                "a recurrent net needs model.sequence: roll-ups of the contract to be read by month"
+            )
+        if len(set(self.sequence)) < len(self.sequence):
+            raise ValueError("model.sequence names a roll-up twice")
+        for name in ("sequence", "months", "state"):
+            idle = (
+                self.architecture != "recurrent"
+                and getattr(self, name) != type(self).model_fields[name].default
+            )
+            if idle:
+                raise ValueError(f'{name} goes with architecture = "recurrent", and does nothing else')
+        return self
 
 
 # Keys of [training] that begin so say something only where another key has this value.
@@ -304,6 +327,8 @@ def sign_job(
         if isinstance(job, LearnerJob) and job.binning.known is not None:
             catalogue.build(job.kind, job.learner, job.binning.known, contract)
         GroupedScores.of(contract, job.evaluation.groups, job.evaluation.bins)
+    if isinstance(job, ChurnNetJob):
+        monthly_specs(contract, job.model.sequence)
     issued = (now or datetime.now(UTC)).replace(microsecond=0)
     unsigned = SignedJob(
         job=job,

@@ -9,7 +9,7 @@ import logging
 import os
 import secrets
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -42,6 +42,7 @@ from sfumato.common.flower_tasks import FRAME_RECORD
 from sfumato.common.job import AnyJob, load_job, sign_job
 from sfumato.common.private_files import write_new
 from sfumato.lab.partition import NumberedSource, split
+from sfumato.lab.samplebank import SampleBank
 from sfumato.privacy.keys import EphemeralKeys, Keyring, PassphraseKeyProvider
 from sfumato.privacy.ledger import Ledger
 from sfumato.server.conversation import Report
@@ -150,21 +151,49 @@ def simulated_branches(
         if len(parts) < at_least:
             raise BadInput(f"{data}: makes {len(parts)} branches, the job needs at least {at_least}")
         key = Ed25519PrivateKey.generate()
-        genesis = {
-            "budget_epsilon": budget_epsilon,
-            "budget_delta": budget_delta,
-            "contract": contract.hash,
-            "unit": contract.unit,
-        }
+        genesis = _genesis(contract, budget_epsilon, budget_delta)
         homes = []
         for number, (name, part) in enumerate(parts.items()):
-            homes.append(_make_branch(base / f"branch-{number:04d}", name, part, contract_file, genesis, key))
+            tables = {contract.customers: ParquetSource(part)}
+            homes.append(
+                _make_branch(base / f"branch-{number:04d}", name, tables, contract_file, genesis, key)
+            )
             part.unlink()
             report({"event": "ingested", "branch": name, "done": number + 1, "of": len(parts)})
-        members = Members.of({home.name: Ledger.read(home.ledger).public_key for home in homes})
-        for home in homes:
-            pin(home, members)
+        _pin_each_other(homes)
         yield SimulatedBranches(homes, key, pooled)
+
+
+@contextmanager
+def bank_branches(
+    bank: SampleBank, *, budget_epsilon: float, budget_delta: float
+) -> Iterator[SimulatedBranches]:
+    """The same for a sample bank, with all tables of its branches."""
+    contract = load_contract(bank.contract)
+    key = Ed25519PrivateKey.generate()
+    genesis = _genesis(contract, budget_epsilon, budget_delta)
+    with tempfile.TemporaryDirectory(prefix="sfumato-simulate-") as directory:
+        homes = []
+        for name, folder in bank.branches.items():
+            tables = {t.name: open_source(next(folder.glob(f"{t.name}.*"))) for t in contract.tables}
+            homes.append(_make_branch(Path(directory) / name, name, tables, bank.contract, genesis, key))
+        _pin_each_other(homes)
+        yield SimulatedBranches(homes, key, None)
+
+
+def _genesis(contract: Contract, budget_epsilon: float, budget_delta: float) -> dict[str, Any]:
+    return {
+        "budget_epsilon": budget_epsilon,
+        "budget_delta": budget_delta,
+        "contract": contract.hash,
+        "unit": contract.unit,
+    }
+
+
+def _pin_each_other(homes: list[BranchHome]) -> None:
+    members = Members.of({home.name: Ledger.read(home.ledger).public_key for home in homes})
+    for home in homes:
+        pin(home, members)
 
 
 def _check_whole(source: Source, contract: Contract, base: Path, keep: bool) -> pa.Table | None:
@@ -181,7 +210,7 @@ def _check_whole(source: Source, contract: Contract, base: Path, keep: bool) -> 
 def _make_branch(
     path: Path,
     name: str,
-    part: Path,
+    tables: Mapping[str, Source],
     contract_file: Path,
     genesis: dict[str, Any],
     key: Ed25519PrivateKey,
@@ -207,7 +236,8 @@ def _make_branch(
     Ledger.create(home.ledger, branch=name, signer=signer(keyring), genesis=genesis).close()
     store = Store.create(home.store, contract, keyring)
     try:
-        ingest(ParquetSource(part), contract.customers, contract, store)
+        for table, source in tables.items():
+            ingest(source, table, contract, store)
     finally:
         store.close()
     return home

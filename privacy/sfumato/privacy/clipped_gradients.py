@@ -6,6 +6,7 @@ numpy's BLAS spins on busy cores. `privacy.dpsgd` clips. Opacus does the same fo
 hold the two against each other.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -63,7 +64,7 @@ class EmbeddingLayer:
 class LayerGradients:
     """The gradients of a batch, layer by layer in the order of net.parameters()."""
 
-    layers: tuple[LinearLayer | EmbeddingLayer, ...]
+    layers: "tuple[LinearLayer | EmbeddingLayer | DenseGradients, ...]"
 
     def norms(self) -> Tensor:
         return torch.stack([layer.squares() for layer in self.layers]).sum(dim=0).sqrt()
@@ -74,12 +75,25 @@ class LayerGradients:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class DenseGradients:
-    """Gradients that are written out: float64 [n, P]."""
+    """Gradients that are written out: float64 [n, P]; or a layer's part of them, with P as many as it has weights.
+
+    A layer that is used again and again, as a recurrent one is, is written out: the norm of its sum over uses, told
+    from what went in and came back, would be a difference of large numbers where a hostile net makes it one.
+    """
 
     rows: Tensor
 
+    @classmethod
+    def of_linear(cls, inputs: Tensor, back: Tensor) -> "DenseGradients":
+        """Weight and bias of an nn.Linear: what went in [n, uses, inputs], what came back [n, uses, outputs]."""
+        weight = back.transpose(1, 2) @ inputs
+        return cls(torch.cat([weight.flatten(1), back.sum(dim=1)], dim=1))
+
+    def squares(self) -> Tensor:
+        return self.rows.square().sum(dim=1)
+
     def norms(self) -> Tensor:
-        return self.rows.square().sum(dim=1).sqrt()
+        return self.squares().sqrt()
 
     def weighted_sum(self, weights: Tensor) -> Tensor:
         weights, rows = _without_zeros(weights, self.rows)
@@ -93,31 +107,41 @@ def _without_zeros(weights: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
 
 
 def supports(net: nn.Module) -> bool:
-    """Whether every layer is used once, and no customer meets an embedding's row twice: true of the churn net."""
+    """Whether all weights are in linear layers and embeddings, each embedding is used once, and no customer meets a
+    row of it twice: true of the churn net."""
     return type(net) is ChurnNet
 
 
-def differentiate(net: nn.Module, codes: Tensor, numeric: Tensor, target: Tensor) -> LayerGradients:
+def differentiate(net: nn.Module, inputs: Sequence[Tensor], target: Tensor) -> LayerGradients:
     """The gradients of each customer's log-loss. Raises TypeError on a net that is not supported."""
     if not supports(net):
         raise TypeError("Expected a churn net.")
     layers = [m for m in net.modules() if isinstance(m, nn.Linear | nn.Embedding)]
-    seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+    uses: list[tuple[nn.Module, Tensor, Tensor]] = []
 
     def record(layer: nn.Module, inputs: Any, output: Tensor) -> None:
-        seen[layer] = (inputs[0].detach(), output)
+        uses.append((layer, inputs[0].detach(), output))
 
     hooks = [layer.register_forward_hook(record) for layer in layers]
     try:
-        loss = binary_cross_entropy_with_logits(net(codes, numeric), target, reduction="sum")
-        backs = torch.autograd.grad(loss, [seen[layer][1] for layer in layers])
+        loss = binary_cross_entropy_with_logits(net(*inputs), target, reduction="sum")
+        backs = torch.autograd.grad(loss, [output for _, _, output in uses])
     finally:
         for hook in hooks:
             hook.remove()
-    return LayerGradients(tuple(_layer(m, seen[m][0], back) for m, back in zip(layers, backs, strict=True)))
+    seen: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {layer: [] for layer in layers}
+    for (layer, went_in, _), back in zip(uses, backs, strict=True):
+        seen[layer].append((went_in, back))
+    return LayerGradients(tuple(_layer(layer, seen[layer]) for layer in layers))
 
 
-def _layer(layer: nn.Module, inputs: Tensor, back: Tensor) -> LinearLayer | EmbeddingLayer:
+def _layer(
+    layer: nn.Module, uses: list[tuple[Tensor, Tensor]]
+) -> LinearLayer | EmbeddingLayer | DenseGradients:
+    inputs, back = uses[0]
     if isinstance(layer, nn.Embedding):
         return EmbeddingLayer(inputs, back.double(), layer.num_embeddings)
-    return LinearLayer(inputs.double(), back.double())
+    if len(uses) == 1:
+        return LinearLayer(inputs.double(), back.double())
+    went_in, came_back = (torch.stack(side, dim=1).double() for side in zip(*uses, strict=True))
+    return DenseGradients.of_linear(went_in, came_back)

@@ -146,7 +146,7 @@ class GradientSums:
         _check(net, encoded, labels, max_grad_norm=max_grad_norm)
         self._net, self._bound = net, max_grad_norm
         self._rows = np.zeros((0, 0)) if phantoms is None else phantoms.rows(max_grad_norm)
-        self._inputs = torch.from_numpy(encoded.codes), torch.from_numpy(encoded.numeric)
+        self._inputs = [torch.from_numpy(x) for x in encoded.inputs]
         self._target = torch.from_numpy(np.asarray(labels, dtype=np.float32))
         self._size = sum(p.numel() for p in net.parameters())
 
@@ -185,8 +185,8 @@ class GradientSums:
         net = self._net
         if clipped_gradients.supports(net):
             for chunk in _chunks(rows, BOOKKEEPING_BATCH):
-                codes, numeric = (x[chunk] for x in self._inputs)
-                yield clipped_gradients.differentiate(net, codes, numeric, self._target[chunk])
+                inputs = [x[chunk] for x in self._inputs]
+                yield clipped_gradients.differentiate(net, inputs, self._target[chunk])
             return
         with per_customer_gradients(net) as module:
             for chunk in _chunks(rows, PHYSICAL_BATCH):
@@ -333,9 +333,7 @@ class _Batches:
     def differentiate(self, chunk: npt.NDArray[np.int64]) -> None:
         customers = chunk.size > 0 and int(chunk[0]) < len(self._encoded)
         if customers:
-            codes = torch.from_numpy(self._encoded.codes[chunk])
-            numeric = torch.from_numpy(self._encoded.numeric[chunk])
-            logit = self._module(codes, numeric)
+            logit = self._module(*(torch.from_numpy(x[chunk]) for x in self._encoded.inputs))
             loss = binary_cross_entropy_with_logits(logit, self._target[chunk], reduction="sum")
             torch.autograd.backward(loss)
         real = self._blocks if self._phantoms is None else self._blocks[:-1]

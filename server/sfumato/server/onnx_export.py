@@ -10,6 +10,7 @@ segments                    segment (int64, from 0)
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +22,7 @@ from sfumato.common.contract import Contract
 from sfumato.common.errors import BadInput
 from sfumato.common.job import Model
 from sfumato.common.learners import bins, churn_net, random_trees
-from sfumato.common.learners.encoding import bin_edges, model_features
+from sfumato.common.learners.encoding import Monthly, bin_edges, model_features, monthly_specs
 from sfumato.common.learners.models import SavedModel
 from sfumato.common.learners.random_trees import LEAVES, STEEPEST, Forest, Tree
 from sfumato.common.learners.scorecard import Scorecard
@@ -224,15 +225,40 @@ def _churn_net(graph: Graph, model: SavedModel, contract: Contract) -> str:
     deep = graph.add("Reshape", embedded, graph.constant([0, width], np.int64))
     if numeric:
         deep = graph.add("Concat", deep, graph.side_by_side(numeric), axis=1)
+    if net.recurrent is not None:
+        deep = graph.add("Concat", deep, _last_state(graph, net.recurrent, contract, shape), axis=1)
     for layer in net.mlp:
         deep = _linear(graph, deep, layer) if isinstance(layer, nn.Linear) else graph.add("Tanh", deep)
     out = graph.add("Squeeze", _linear(graph, deep, net.out), graph.constant([1], np.int64))
     return graph.add("Add", wide, out)
 
 
+def _last_state(graph: Graph, unit: churn_net.GatedRecurrentUnit, contract: Contract, shape: Model) -> str:
+    """What the unit carries after the latest month, [N, H]; a column is a roll-up of one month (encoding.Monthly)."""
+    keeps, resets = (
+        (_weights(graph, weight.T), _weights(graph, bias))
+        for weight, bias in zip(unit.gates.weight.chunk(2), unit.gates.bias.chunk(2), strict=True)
+    )
+    news = _weights(graph, unit.candidate.weight.T), _weights(graph, unit.candidate.bias)
+    specs, state = monthly_specs(contract, shape.sequence), ""
+    for month in reversed(range(shape.months)):
+        columns = [replace(spec, name=Monthly(spec.name, month).column) for spec in specs]
+        now = graph.side_by_side([graph.scaled(column) for column in columns])
+        state = state or graph.add("MatMul", now, graph.constant(np.zeros((len(specs), unit.state))))
+        both = graph.add("Concat", now, state, axis=1)
+        keep, reset = (graph.add("Sigmoid", _affine(graph, both, *side)) for side in (keeps, resets))
+        left = graph.add("Concat", now, graph.add("Mul", reset, state), axis=1)
+        new = graph.add("Tanh", _affine(graph, left, *news))
+        state = graph.add("Add", new, graph.add("Mul", keep, graph.add("Sub", state, new)))
+    return state
+
+
+def _affine(graph: Graph, value: str, weight: str, bias: str) -> str:
+    return graph.add("Add", graph.add("MatMul", value, weight), bias)
+
+
 def _linear(graph: Graph, value: str, layer: nn.Linear) -> str:
-    product = graph.add("MatMul", value, _weights(graph, layer.weight.T))
-    return graph.add("Add", product, _weights(graph, layer.bias))
+    return _affine(graph, value, _weights(graph, layer.weight.T), _weights(graph, layer.bias))
 
 
 def _weights(graph: Graph, weight: Tensor) -> str:

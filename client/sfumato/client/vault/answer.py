@@ -275,7 +275,7 @@ class Vault:
         self._check_round(question.job_id, question.round, job.training.rounds)
         net = churn_net.build(self._contract, job.model, job.training.seed)
         load_weights(net, body)
-        customers = self._data.learners(job.model.bins)
+        customers = self._data.learners(job.model)
         size = max(1, int(self._size(question.job_id, customers, plan).vector[0]))
         encoded, labels = customers.training
         phantoms = self._phantoms(question.job_id, job)
@@ -317,7 +317,7 @@ class Vault:
             raise Refusal(RefusalCode.ROUND_OUT_OF_ORDER)
         net = churn_net.build(self._contract, job.model, job.training.seed)
         load_weights(net, body)
-        customers = self._data.learners(job.model.bins)
+        customers = self._data.learners(job.model)
         logits = churn_net.logits(net, customers.encoded.take(customers.holdout))
         cells = score_histogram.cells(logits, customers.labels[customers.holdout], job.evaluation.bins)
         mechanism = DiscreteLaplaceHistogram(
@@ -335,7 +335,7 @@ class Vault:
 
     def _count(self, question: messages.Count) -> bytes:
         job, plan = self._local(question.job_id)
-        return self._size(question.job_id, self._data.learners(job.model.bins), plan).frame
+        return self._size(question.job_id, self._data.learners(job.model), plan).frame
 
     def _local(self, job_id: str) -> tuple[ChurnNetJob, Plan]:
         """The job, if it is one that each branch trains by itself. Raises Refusal."""

@@ -67,7 +67,7 @@ class Contributing:
             return self._of_learner(job, ask, round_, body, bins, phantoms)
         if ask.what == "step":
             return self._of_gradient(job_id, job, ask, body, phantoms)
-        customers = self._data.learners(job.model.bins)
+        customers = self._data.learners(job.model)
         if ask.what == "size":
             rows = int((~customers.holdout).sum())
             return _exact(
@@ -96,7 +96,7 @@ class Contributing:
     ) -> Contribution:
         if job_id not in self._steps:
             net = churn_net.build(self._contract, job.model, job.training.seed)
-            encoded, labels = self._data.learners(job.model.bins).training
+            encoded, labels = self._data.learners(job.model).training
             if len(encoded) + phantoms.canaries > MOST_SUMMED:
                 raise ValueError(
                     f"more than {MOST_SUMMED} customers cannot be summed within the stated slack"

@@ -11,13 +11,16 @@ import numpy.typing as npt
 from sfumato.client.features import analysis_frame, customer_frame, customer_tokens, holdout_mask
 from sfumato.client.vault.store import Store
 from sfumato.common.contract import Contract
+from sfumato.common.job import Model
+from sfumato.common.learners import churn_net
 from sfumato.common.learners.bins import Schema
-from sfumato.common.learners.encoding import Encoded, Encoder
+from sfumato.common.learners.encoding import Encoded
 from sfumato.common.learners.learner import Coded
 from sfumato.common.learners.schema import label_codes
 from sfumato.privacy.keys import Keyring
 
 MOST_FRAMES = 8
+Inputs = tuple[int, tuple[str, ...], int]  # bins, and the roll-ups read by month with their number
 
 
 @dataclass(frozen=True, repr=False)
@@ -41,23 +44,25 @@ class WarmData:
         self._store = store
         self._contract = contract
         self._keyring = keyring
-        self._learners: dict[int, Customers] = {}  # by number of bins
+        self._learners: dict[Inputs, Customers] = {}
         self._coded: tuple[Schema, Coded] | None = None
         self._frames: dict[tuple[str, ...], Mapping[str, Any]] = {}
 
-    def learners(self, bins: int) -> Customers:
-        """All customers with their label, encoded."""
-        if bins not in self._learners:
-            frame = customer_frame(self._store, self._contract)
+    def learners(self, model: Model) -> Customers:
+        """All customers with their label, encoded for this model's net."""
+        inputs = model.bins, model.sequence, model.months if model.sequence else 0
+        if inputs not in self._learners:
+            encoder = churn_net.encoder(self._contract, model)
+            frame = customer_frame(self._store, self._contract, encoder.monthly)
             columns: dict[str, Any] = {n: frame.column(n) for n in frame.column_names}
-            self._learners[bins] = Customers(
-                encoded=Encoder(self._contract, bins).transform(columns),
+            self._learners[inputs] = Customers(
+                encoded=encoder.transform(columns),
                 labels=frame.column("label").to_numpy().astype(np.float32),
                 holdout=holdout_mask(
                     frame.column("token").to_pylist(), self._keyring, self._contract.holdout_fraction
                 ),
             )
-        return self._learners[bins]
+        return self._learners[inputs]
 
     def coded(self, schema: Schema) -> Coded:
         """All customers in the bins of this schema, with their label. Raises BadInput on another contract's."""

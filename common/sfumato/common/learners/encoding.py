@@ -6,17 +6,18 @@ used, so encoding costs no epsilon. A null and an unknown category each have a c
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from sfumato.common.contract import Column, ColumnType, Contract, Feature, Role, Scale
+from sfumato.common.contract import Aggregate, Column, ColumnType, Contract, Feature, Role, Scale
 from sfumato.common.errors import BadInput
 
 Values: TypeAlias = Any  # a numpy array, pa.Array or pa.ChunkedArray; pyarrow brings no types
 BOOLEAN_CATEGORIES = ("false", "true")
+MOST_MONTHS = 60
 
 
 @dataclass(frozen=True)
@@ -38,18 +39,27 @@ class FeatureSpec:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Model inputs of n customers: int64 codes [n, F] and float32 numerics [n, G] in [-1, 1]."""
+    """Model inputs of n customers: int64 codes [n, F] and float32 numerics [n, G] in [-1, 1]; of a recurrent net also
+    a float32 sequence [n, months, S] in [-1, 1], oldest month first."""
 
     codes: npt.NDArray[np.int64]
     numeric: npt.NDArray[np.float32]
     cardinalities: tuple[int, ...]
+    sequence: npt.NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.codes)
 
+    @property
+    def inputs(self) -> tuple[npt.NDArray[Any], ...]:
+        """What the net is called with, in order."""
+        both = (self.codes, self.numeric)
+        return both if self.sequence is None else (*both, self.sequence)
+
     def take(self, rows: npt.NDArray[np.int64] | npt.NDArray[np.bool_]) -> "Encoded":
         """The same inputs for some of the customers (indices or a mask)."""
-        return Encoded(self.codes[rows], self.numeric[rows], self.cardinalities)
+        sequence = None if self.sequence is None else self.sequence[rows]
+        return Encoded(self.codes[rows], self.numeric[rows], self.cardinalities, sequence)
 
 
 def model_features(contract: Contract) -> tuple[FeatureSpec, ...]:
@@ -73,6 +83,49 @@ def rollup_spec(f: Feature) -> FeatureSpec:
     """Of a roll-up: always a bounded number."""
     whole = f.aggregate in ("count", "distinct", "days_since_last")
     return FeatureSpec(f.name, bounds=f.bounds, scale=f.scale, edges=f.edges, integer=whole, derived=True)
+
+
+@dataclass(frozen=True)
+class Monthly:
+    """A roll-up's values in the days (as_of - 30 (month + 1), as_of - 30 month], whatever its own `days` are; `month`
+    counts from 0, the latest. As a column it is called "roll-up@month", which no column of a contract can be."""
+
+    feature: str
+    month: int
+
+    DAYS: ClassVar[int] = 30
+
+    @property
+    def column(self) -> str:
+        return f"{self.feature}@{self.month}"
+
+    @staticmethod
+    def parse(column: str) -> "Monthly | None":
+        """The other way round; None for a column of another sort, or a month beyond MOST_MONTHS."""
+        feature, at, month = column.rpartition("@")
+        if not at or month not in map(str, range(MOST_MONTHS)):
+            return None
+        return Monthly(feature, int(month))
+
+
+def monthly_specs(contract: Contract, names: Sequence[str]) -> tuple[FeatureSpec, ...]:
+    """Of roll-ups to be read by month. Raises BadInput on one that cannot be: it needs an as_of, a time, and another
+    aggregate than days_since_last."""
+    rollups = {f.name: f for f in contract.features}
+    for name in names:
+        if name not in rollups:
+            raise BadInput(
+                f"model.sequence: {name!r} is no roll-up of contract {contract.name!r}",
+                hint="Name some of its [[features]].",
+            )
+        feature = rollups[name]
+        timed = contract.as_of is not None and contract.table(feature.table).with_role(Role.TIME)
+        if not timed or feature.aggregate is Aggregate.DAYS_SINCE_LAST:
+            raise BadInput(
+                f"model.sequence: {name!r} cannot be read by month",
+                hint="It takes the contract's as_of, a column of role time, and no days_since_last.",
+            )
+    return tuple(rollup_spec(rollups[name]) for name in names)
 
 
 def scaled(values: npt.NDArray[np.float64], scale: Scale) -> npt.NDArray[np.float64]:
@@ -106,14 +159,21 @@ def bin_edges(spec: FeatureSpec, bins: int) -> npt.NDArray[np.float64]:
 
 
 class Encoder:
-    """Encodes columns for the churn net. `bins` is the number of bins of a number without public edges.
+    """Encodes columns for the churn net. `bins` is the number of bins of a number without public edges; `sequence`
+    are roll-ups to be read by month over the last `months`.
 
     Codes of a category: its place in the contract's list, then "other", then null. Of a number: its bin (a cut
     point belongs to the bin above it), then null. Numbers outside their bounds are clipped to them.
     """
 
-    def __init__(self, contract: Contract, bins: int = 16) -> None:
+    def __init__(
+        self, contract: Contract, bins: int = 16, *, sequence: Sequence[str] = (), months: int = 0
+    ) -> None:
         self.features = model_features(contract)
+        self._monthly = [
+            (spec, [Monthly(spec.name, m).column for m in reversed(range(months))])
+            for spec in monthly_specs(contract, sequence)
+        ]
         if not self.features:
             raise BadInput(
                 f"contract {contract.name!r} has no column with role feature or amount",
@@ -126,16 +186,26 @@ class Encoder:
         )
 
     @property
+    def columns(self) -> tuple[str, ...]:
+        """All that `transform` reads: the features, and `Monthly` columns."""
+        return (*(f.name for f in self.features), *self.monthly)
+
+    @property
+    def monthly(self) -> tuple[str, ...]:
+        """The `Monthly` columns among them."""
+        return tuple(c for _, columns in self._monthly for c in columns)
+
+    @property
     def numeric_count(self) -> int:
         """G: how many inputs are numbers."""
         return sum(f.numeric for f in self.features)
 
     def transform(self, columns: Mapping[str, Values]) -> Encoded:
         """Encode columns of equal length n, by name. Raises BadInput on a missing column or unequal lengths."""
-        missing = [f.name for f in self.features if f.name not in columns]
+        missing = [name for name in self.columns if name not in columns]
         if missing:
             raise BadInput(f"no column {missing[0]!r} to encode", hint="The contract names it as a feature.")
-        lengths = {len(columns[f.name]) for f in self.features}
+        lengths = {len(columns[name]) for name in self.columns}
         if len(lengths) != 1:
             raise BadInput("the columns to encode differ in length")
         n = lengths.pop()
@@ -148,7 +218,16 @@ class Encoder:
             else:
                 codes[:, i], numeric[:, g] = number_codes(columns[spec.name], spec, edges)
                 g += 1
-        return Encoded(codes, numeric, self.cardinalities)
+        return Encoded(codes, numeric, self.cardinalities, self._sequence(n, columns))
+
+    def _sequence(self, n: int, columns: Mapping[str, Values]) -> npt.NDArray[np.float32] | None:
+        if not self._monthly:
+            return None
+        sequence = np.empty((n, len(self._monthly[0][1]), len(self._monthly)), dtype=np.float32)
+        for s, (spec, names) in enumerate(self._monthly):
+            for m, name in enumerate(names):
+                sequence[:, m, s] = number_codes(columns[name], spec, np.zeros(0))[1]
+        return sequence
 
 
 def category_codes(values: Values, categories: Sequence[str]) -> npt.NDArray[np.int64]:

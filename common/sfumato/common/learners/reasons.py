@@ -164,6 +164,7 @@ class NetAmounts:
     ) -> None:
         linear = [*(layer for layer in net.mlp if isinstance(layer, nn.Linear)), net.out]
         self._bias, self._rest = linear[0].bias.detach(), linear[1:]
+        self._recurrent = net.recurrent
         self._shares, self._numeric = typical.shares, tuple(numeric)
         starts = np.concatenate([[0], np.cumsum(cardinalities)]).tolist()
         rows = [slice(a, b) for a, b in pairwise(starts)]
@@ -190,6 +191,9 @@ class NetAmounts:
             codes, numeric = torch.from_numpy(encoded.codes), torch.from_numpy(encoded.numeric)
             own = self._own(codes, numeric)
             first = torch.stack(own).sum(dim=0) + self._bias
+            if self._recurrent is not None:  # the months stay as they are
+                state = self._recurrent(torch.from_numpy(encoded.sequence))
+                first = first + state @ self._slopes[-state.shape[1] :]
             now = self._after(first)
             found = []
             for f, share in enumerate(self._shares):

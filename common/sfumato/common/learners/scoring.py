@@ -77,7 +77,7 @@ class NetScorer:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        return tuple(f.name for f in self._encoder.features)
+        return self._encoder.columns
 
     def score(self, columns: Mapping[str, Any], *, reasons: int = 0) -> Scores:
         _check_reasons(reasons)
@@ -172,7 +172,7 @@ def _net(saved: SavedModel, contract: Contract, typical: Mapping[str, Any] | Non
     model = Model.model_validate(_parameter(saved, "model", dict))
     net = churn_net.build(contract, model)
     churn_net.load(net, weights)
-    encoder = Encoder(contract, model.bins)
+    encoder = churn_net.encoder(contract, model)
     compared = _typical(encoder, contract, model.bins, typical)
     return NetScorer(net, encoder, contract, model.bins, compared)
 
