@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from datetime import timedelta
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -10,18 +11,24 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sfumato.common import analyses
+from sfumato.common.analyses.analysis import NoisySum
 from sfumato.common.contract import Contract
 from sfumato.common.errors import BadInput
+from sfumato.common.job import ANY_JOB, sign_job
 from sfumato.common.learners import bins, random_trees
 from sfumato.common.learners.models import SavedModel
 from sfumato.common.learners.scorecard import Scorecard
 from sfumato.server.home import CoordinatorHome
+from sfumato.server.job_run import JobOutcome
+from sfumato.server.ledger import record_end, record_start
 from sfumato.server.model_card import apart, card
 from sfumato.server.model_comparison import comparison
 from sfumato.server.model_explained import column_moves
 from sfumato.server.model_page import card_page
 from sfumato.server.onnx_export import read_forest
 from sfumato.server.registry import Registry
+from sfumato.server.results import store_outcome
 
 Finish = Callable[..., Path]
 RUNS = {"churn-net": "10", "boosted-trees": "11", "scorecard": "12", "segments": "13"}
@@ -195,6 +202,52 @@ def test_what_its_own_figures_forbid_is_said(
     finish(home_copy, 60, "churn-net", **changes)
     assert said in limits(home_copy, "60") and said not in limits(home_copy, "10")
     assert said.split("’")[0] in Page(card_page(made(home_copy, "60"))).text
+
+
+def drift_run(home: CoordinatorHome, contract: Contract, schema: bins.Schema, run: int, ages: float) -> Path:
+    """A finished job that asked for drift against this schema; everybody has grown older by so many bins' share."""
+    question = {"known": schema.model_dump(mode="json")}
+    head = {
+        "name": "are-they-the-same",
+        "kind": "drift",
+        "purpose": "Are they still the same?",
+        "contract": contract.name,
+    }
+    job = ANY_JOB.validate_python({**head, "privacy": {"target_epsilon": 0.5}, "question": question})
+    signed = sign_job(job, contract, home.job_key(), valid_for=timedelta(hours=1))
+    asked = analyses.build("drift", job.question, contract)
+    counts = [np.maximum(c.counts, 0) for c in schema.columns]
+    counts[0] = np.roll(counts[0], 1) * ages + counts[0] * (1 - ages)
+    answer = asked.read([NoisySum(np.concatenate(counts), 3.0)])
+    directory = home.directory("runs") / str(run)
+    ledger = home.open_ledger()
+    record_start(ledger, signed, str(run))
+    store_outcome(directory, JobOutcome({"job": job.name, "kind": "drift", "epsilon": 0.5}, answer=answer))
+    (directory / "job.json").write_text(signed.model_dump_json())
+    record_end(ledger, signed.job_id, run=str(run), state="finished", files=list(directory.iterdir()))
+    return directory
+
+
+def test_the_latest_drift_by_its_schema_stands_on_a_card(
+    home_copy: CoordinatorHome, bank_contract: Contract, bank_schema: bins.Schema
+) -> None:
+    assert made(home_copy, "11")["drift"] == []
+    drift_run(home_copy, bank_contract, bank_schema, 90, 0.0)
+    directory = drift_run(home_copy, bank_contract, bank_schema, 91, 1.0)
+    other = bank_schema.model_copy(update={"customers": 2999.0})
+    drift_run(home_copy, bank_contract, other, 92, 1.0)
+    found = made(home_copy, "11")
+    assert [d["run"] for d in found["drift"]] == ["90", "91"] and made(home_copy, "10")["drift"] == []
+    assert found["drift"][0]["columns"][0]["verdict"] == "stable"
+    assert (found["drift"][1]["columns"][0]["column"], found["drift"][1]["columns"][0]["verdict"]) == (
+        "age",
+        "shifted",
+    )
+    assert "customers are others now by age (run 91)" in "\n".join(found["limits"])
+    text = Page(card_page(found)).text
+    assert "Run 91 of" in text and "shifted" in text
+    (directory / "answer.json").write_text("{}")
+    assert [d["run"] for d in made(home_copy, "11")["drift"]] == ["90"]
 
 
 def test_an_altered_models_card_says_so_first(home_copy: CoordinatorHome) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from sfumato.common.errors import BadInput
 from sfumato.common.job import LearnerJob
 from sfumato.server.model_explained import explained
-from sfumato.server.registry import MODEL, Entry
+from sfumato.server.registry import MODEL, Drift, Entry
 from sfumato.server.report_words import number, odds, rounded_up, surest_guess
 
 VERSION = 1
@@ -70,6 +70,7 @@ def card(entry: Entry) -> dict[str, Any]:
             "metrics": metrics(entry),
         },
         "fairness": fairness(entry),
+        "drift": [_drift(d) for d in entry.drifts],
         "explanation": explained(entry.model, entry.answer),
     }
     return {**made, "limits": _limits(entry, made), "verify": _verify(entry)}
@@ -88,6 +89,17 @@ def fairness(entry: Entry) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
         for column, groups in (given.items() if isinstance(given, dict) else ())
         if isinstance(groups, dict)
     }
+
+
+def _drift(given: Drift) -> dict[str, Any]:
+    """The columns that moved most first, without their bins: those stand in that run's own answer."""
+    columns = given.answer.get("drift")
+    found = [
+        {"column": str(c.get("column")), "verdict": str(c.get("verdict")), **psi}
+        for c in (columns if isinstance(columns, list) else [])
+        if isinstance(c, dict) and (psi := _intervals({"psi": c.get("psi")}))
+    ]
+    return {"run": given.run, "time": given.time.isoformat(), "epsilon": given.epsilon, "columns": found}
 
 
 def apart(a: dict[str, float], b: dict[str, float]) -> bool:
@@ -218,6 +230,13 @@ def _of_figures(made: dict[str, Any]) -> list[str]:
                 found.append(
                     f"Not without care for {column} = {group}: its AUC is lower there than over all."
                 )
+    for drift in made["drift"][-1:]:
+        shifted = [c["column"] for c in drift["columns"] if c["verdict"] == "shifted"]
+        if shifted:
+            found.append(
+                f"Not without care since {drift['time'][:10]}: customers are others now by {', '.join(shifted)} "
+                f"(run {drift['run']})."
+            )
     if not made["fairness"] and whole:
         found.append(
             "No groups were declared: whether it is as good for all kinds of customers is not known."

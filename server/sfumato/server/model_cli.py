@@ -209,6 +209,11 @@ def _tables(made: Mapping[str, Any]) -> list[tuple[str, Table]]:
         for group, of_group in groups.items():
             table.add_row(group, *(_estimate(n, of_group.get(n)) for n in names))
         found.append((f"By {column}", table))
+    for drift in made["drift"][-1:]:
+        table = Table("column", "stability index", "verdict", box=None)
+        for c in drift["columns"]:
+            table.add_row(c["column"], _estimate("", c["psi"]), c["verdict"])
+        found.append((f"Customers since then, by run {drift['run']} of {drift['time'][:10]}", table))
     return found + _inside(made["kind"], made["explanation"])
 
 

@@ -42,6 +42,7 @@ def card_page(card: Mapping[str, Any]) -> str:
         branches=[_branch(b) for b in card["branches"]],
         size=size_text(card["file"]["bytes"]),
         fairness=_fairness(card, metrics.get("auc")),
+        drift=_drift(card),
         points=_points(card),
         moves=figures.moves(card["explanation"]["columns"]) if card["kind"] == "boosted-trees" else None,
         base=number(card["explanation"].get("base"), 2),
@@ -81,6 +82,21 @@ def _fairness(card: Mapping[str, Any], auc: Estimate | None) -> list[dict[str, A
             }
         )
     return found
+
+
+def _drift(card: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Of the latest run that asked."""
+    if not card["drift"]:
+        return None
+    last = card["drift"][-1]
+    rows = [(c["column"], Estimate.of(c["psi"]), c["verdict"]) for c in last["columns"]]
+    shown = [(column, psi.text, psi.interval, verdict) for column, psi, verdict in rows if psi is not None]
+    return {
+        "run": last["run"],
+        "day": last["time"][:10],
+        "epsilon": rounded_up(last["epsilon"]),
+        "rows": shown,
+    }
 
 
 def _points(card: Mapping[str, Any]) -> list[dict[str, Any]]:

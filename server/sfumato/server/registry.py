@@ -8,7 +8,7 @@ shown of an entry is read from the very bytes that were hashed; a file that the 
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from sfumato.common.enrolment import ed25519_public_key
 from sfumato.common.errors import BadInput, LedgerBroken
 from sfumato.common.job import SignedJob
+from sfumato.common.learners.bins import Schema
 from sfumato.common.learners.models import SavedModel
 from sfumato.common.messages import LedgerHead
 from sfumato.common.notes import SignedNote, branch_origin, verify_checkpoint
@@ -42,6 +43,16 @@ class Witnessed:
 
 
 @dataclass(frozen=True)
+class Drift:
+    """A later run that asked whether the customers are still those of a model's schema; verified as a model is."""
+
+    run: str
+    time: datetime
+    epsilon: float | None
+    answer: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Entry:
     """One run's model. `problems` say why its state is not `verified`; `files` are the bytes that were read.
 
@@ -57,6 +68,7 @@ class Entry:
     start: ledgers.Entry | None
     end: ledgers.Entry | None
     witnessed: Witnessed | None
+    drifts: tuple[Drift, ...] = ()
 
     @property
     def sha256(self) -> str | None:
@@ -66,22 +78,19 @@ class Entry:
 
     @cached_property
     def result(self) -> dict[str, Any]:
-        return self._json("result.json") or {}
+        return _object(self.files.get("result.json")) or {}
 
     @cached_property
     def answer(self) -> dict[str, Any] | None:
         """What an analysis found, beside its model."""
-        return self._json("answer.json")
+        return _object(self.files.get("answer.json"))
 
     @cached_property
     def signed(self) -> SignedJob | None:
         """The job with its contract; None if the run does not hold it, or holds another."""
-        try:
-            signed = SignedJob.model_validate_json(self.files.get("job.json", b""))
-        except ValidationError:
-            return None
+        signed = _signed(self.files.get("job.json"))
         job_hash = self.start.body["job_hash"] if self.start else self.model and self.model.header.job_hash
-        return signed if signed.job_hash == job_hash else None
+        return signed if signed is not None and signed.job_hash == job_hash else None
 
     @property
     def name(self) -> str:
@@ -103,13 +112,6 @@ class Entry:
                 hint="Nothing is made of it. Restore the run's files as the ledger states them, or train again.",
             )
         return self.model
-
-    def _json(self, name: str) -> dict[str, Any] | None:
-        try:
-            found = json.loads(self.files[name])
-        except (KeyError, ValueError, RecursionError):
-            return None
-        return found if isinstance(found, dict) else None
 
 
 class Registry:
@@ -138,7 +140,7 @@ class Registry:
         return sorted(found, key=lambda e: (e.end.time.timestamp() if e.end else float("inf"), int(e.run)))
 
     def entry(self, run: str) -> Entry:
-        """Raises BadInput where there is none, and says what there is."""
+        """With what later runs say of its schema. Raises BadInput where there is none."""
         known = {*self._on_disk(), *self._in_ledger()}
         if run not in known:
             there = (self._runs / run).is_dir() if run.isdigit() else False
@@ -146,7 +148,23 @@ class Registry:
                 f"run {run} left no model" if there else f"there is no run {run} with a model",
                 hint="See `sfumato model list`.",
             )
-        return self._read(run)
+        found = self._read(run)
+        return replace(found, drifts=tuple(self._drifts(found.model)) if found.model else ())
+
+    def _drifts(self, model: SavedModel) -> Iterator[Drift]:
+        """Runs of kind `drift` against exactly this model's schema, the latest last."""
+        needed = {"answer.json", "job.json", "result.json"}
+        for run, end in self._ends.items():
+            stated = end.body["files"]
+            if model.header.schema_ is None or not needed <= set(stated) or MODEL in stated:
+                continue
+            files, problems = _files(self._runs / run, dict.fromkeys(needed, ""), stated)
+            signed, answer = _signed(files.get("job.json")), _object(files.get("answer.json"))
+            if problems or signed is None or answer is None or signed.job.kind != "drift":
+                continue
+            if Schema.model_validate(signed.job.question["known"]) == model.header.schema_:
+                epsilon = (_object(files["result.json"]) or {}).get("epsilon")
+                yield Drift(run, end.time, epsilon if isinstance(epsilon, int | float) else None, answer)
 
     def _on_disk(self) -> Iterator[str]:
         if self._runs.is_dir():
@@ -243,3 +261,18 @@ def _another(model: SavedModel, start: ledgers.Entry | None, end: ledgers.Entry 
     if start is not None and header.job_hash != start.body["job_hash"]:
         return "its header names another hash of its job than the ledger"
     return None
+
+
+def _object(content: bytes | None) -> dict[str, Any] | None:
+    try:
+        found = json.loads(content or b"")
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _signed(content: bytes | None) -> SignedJob | None:
+    try:
+        return SignedJob.model_validate_json(content or b"")
+    except ValidationError:
+        return None
