@@ -52,6 +52,7 @@ version = 1
 name = "shop"
 purpose = "To be scored under, in tests."
 customers = "customers"
+as_of = 2026-06-30
 [[tables]]
 name = "customers"
 columns = [
@@ -65,7 +66,7 @@ columns = [
 ]
 [[tables]]
 name = "orders"
-columns = [{ name = "id", type = "string", role = "customer_id" }]
+columns = [{ name = "id", type = "string", role = "customer_id" }, { name = "day", type = "date", role = "time" }]
 [[features]]
 name = "order_count"
 table = "orders"
@@ -152,13 +153,16 @@ def write_models(folder: Path, contract: Contract, frame: dict[str, Any]) -> dic
             parameters=parameters,
             **more,
         )
-        path = folder / f"{kind}.safetensors"
+        path = folder / f"{len(list(folder.glob('*.safetensors')))}.safetensors"
         path.write_bytes(SavedModel(header, tensors).to_bytes())
         return path
 
-    shape, rng = Model(hidden=(4,)), np.random.default_rng(1)
-    net = churn_net.build(contract, shape)
-    weights = churn_net.flatten(net) + rng.normal(0, 0.5, churn_net.size(net)).astype(np.float32)
+    def net(**shape: Any) -> Path:
+        model, rng = Model(hidden=(4,), **shape), np.random.default_rng(1)
+        size = churn_net.size(churn_net.build(contract, model))
+        weights = rng.normal(0, 0.5, size).astype(np.float32)
+        return saved("churn-net", {"weights": weights}, {"model": model.model_dump(mode="json")})
+
     labelled = {**frame, "left": (frame["age"].to_numpy() > 55).astype(np.int64)}
     asked = SchemaRound(contract)
     cells = asked.contribute(0, labelled, None).cells
@@ -171,7 +175,8 @@ def write_models(folder: Path, contract: Contract, frame: dict[str, Any]) -> dic
     tensors, parameters = learner.saved(totals)
     centres = np.array([[-0.5, -0.5], [0.5, 0.5]], dtype=np.float32)
     return {
-        "churn-net": saved("churn-net", {"weights": weights}, {"model": shape.model_dump(mode="json")}),
+        "churn-net": net(),
+        "recurrent": net(architecture="recurrent", sequence=["order_count"], months=6),
         "scorecard": saved("scorecard", tensors, dict(parameters), schema_=schema),
         "segments": saved("segments", {"centres": centres}, {"names": ["age", "order_count"]}),
     }
@@ -195,7 +200,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     )
     rows, contract = source_rows(), home.contract()
     source = write_csv(path / "customers.csv", list(rows.values()))
-    orders = write_csv(path / "orders.csv", [{"id": f"C{i:04d}"} for i in range(60) for _ in range(i % 5)])
+    orders = write_csv(
+        path / "orders.csv",
+        [{"id": f"C{i:04d}", "day": f"2026-0{6 - k}-15"} for i in range(60) for k in range(i % 5)],
+    )
     keyring = home.open_keyring(PASSPHRASE)
     keyring.rotate(PassphraseKeyProvider(PASSPHRASE, iterations=1, lanes=1, memory_kib=8192))  # quick
     store = Store.open(home.store, contract, keyring)
@@ -271,6 +279,21 @@ def test_points_and_segments(made: Made, tmp_path: Path) -> None:
     assert table.column_names == ["token", "segment"] and set(table["segment"].to_pylist()) == {0, 1}
     refused(made.score("segments", tmp_path / "x.csv", "--reasons", "2"), "gives no reasons")
     assert made.score("segments", tmp_path / "x.csv", "--reasons", "0").exit_code == 0
+
+
+def test_months_are_read_from_the_store(made: Made, out: Path) -> None:
+    """Some ordered in each of the last months, most never."""
+    assert made.score("recurrent", out, "--reasons", "9").exit_code == 0
+    by_token = {r["token"]: r for r in read_csv(out)}
+    orders = {made.ids[t]: int(i[1:]) % 5 if (i := made.ids[t]) < "C0060" else 0 for t in by_token}
+    frame = {n: made.frame[n] for n in ("town", "age", "order_count")}
+    times = np.array([orders[made.ids[t]] for t in made.tokens])
+    frame |= {f"order_count@{m}": (times > m).astype(float) for m in range(6)}
+    ready = scorer(SavedModel.read(made.models["recurrent"]), made.contract, frame)
+    own = ready.score(frame).probability
+    assert own is not None
+    assert [float(by_token[t]["probability"]) for t in made.tokens] == pytest.approx(own.tolist(), abs=1e-9)
+    assert "order_count by month: the last 6 months" in out.read_text()
 
 
 def test_in_parts_it_is_the_same(made: Made, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:

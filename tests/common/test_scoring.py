@@ -290,7 +290,7 @@ def test_amounts_of_a_net_are_what_their_definition_says(hidden: tuple[int, ...]
     churn_net.load(net, np.asarray(net_of(CONTRACT, model).tensors["weights"]))
     encoded = encoder.transform({n: v[:20] for n, v in FRAME.items()})
     numeric = [f.numeric for f in encoder.features]
-    for typical in (Typical.of_contract(CONTRACT, 4), Typical.of_customers(encoded, CONTRACT)):
+    for typical in (Typical.of_contract(CONTRACT, model), Typical.of_customers(encoded, CONTRACT)):
         found = NetAmounts(net, encoder.cardinalities, typical, numeric).amounts(encoded)
         for f in range(len(numeric)):
             assert typical.shares[f].sum() == pytest.approx(1)
@@ -305,12 +305,44 @@ def test_amounts_of_a_net_are_what_their_definition_says(hidden: tuple[int, ...]
             assert found[:, f] == pytest.approx(churn_net.logits(net, encoded) - average, abs=2e-5)
 
 
+def test_what_a_net_reads_by_month_is_a_reason_too() -> None:
+    tables = [
+        {"name": "customers", "columns": [COLUMNS[0], COLUMNS[2], COLUMNS[-1]]},
+        {"name": "visits", "columns": [COLUMNS[0], {"name": "day", "type": "date", "role": "time"}]},
+    ]
+    facts = {"version": 1, "name": "toy", "purpose": "to be scored under", "as_of": "2026-01-01"}
+    roll_ups = [{"name": n, "table": "visits", "aggregate": "count", "bounds": [0, 9]} for n in ("a", "b")]
+    contract = Contract.model_validate({**facts, "tables": tables, "features": roll_ups})
+    model = Model(architecture="recurrent", hidden=(4,), sequence=("a", "b"), months=3)
+    file, rng = net_of(contract, model), np.random.default_rng(4)
+    ready = scorer(file, contract)
+    frame = {name: rng.uniform(0, 9, 40) for name in ready.columns}
+    ready = scorer(file, contract, frame)
+    net, encoder = churn_net.build(contract, model), churn_net.encoder(contract, model)
+    churn_net.load(net, np.asarray(file.tensors["weights"]))
+    encoded = encoder.transform(frame)
+    for s, name in enumerate(("a", "b")):
+        assert encoded.sequence is not None
+        sequence = encoded.sequence.copy()
+        sequence[:, :, s] = sequence[:, :, s].mean(axis=0)
+        amount = churn_net.logits(net, encoded) - churn_net.logits(
+            net, dataclasses.replace(encoded, sequence=sequence)
+        )
+        reasons = ready.score(frame, reasons=9).reasons
+        assert reasons is not None and (amount > 0.01).any()
+        said = [[r for r in rs if r.column == f"{name} by month"] for rs in reasons]
+        assert [sum(r.amount for r in rs) for rs in said] == pytest.approx(np.maximum(amount, 0), abs=2e-5)
+        assert {r.bin for rs in said for r in rs} == {"the last 3 months"}
+    even = Typical.of_contract(contract, model).sequence
+    assert even is not None and even.tolist() == [[-1.0, -1.0]] * 3
+
+
 def test_the_even_customer_lies_in_the_middle_of_each_bin() -> None:
-    even = Typical.of_contract(CONTRACT, 4)
+    even = Typical.of_contract(CONTRACT, Model(bins=4))
     assert even.shares[0].tolist() == [1 / 3] * 3 + [0, 0]  # town: neither other nor null
     assert even.numbers[4] == pytest.approx([0.5 / 4.5 - 1, 2 / 4.5 - 1, 6 / 4.5 - 1, 0])
     whole = contract_of([COLUMNS[0], {**COLUMNS[2], "bounds": [0, 3]}, COLUMNS[-1]])
-    assert Typical.of_contract(whole, 4).numbers[0] == pytest.approx([-1, -1 / 3, 1 / 3, 1, 0])
+    assert Typical.of_contract(whole, Model(bins=4)).numbers[0] == pytest.approx([-1, -1 / 3, 1 / 3, 1, 0])
 
 
 def test_only_what_moves_toward_the_label_is_a_reason() -> None:

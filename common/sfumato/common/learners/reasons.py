@@ -21,10 +21,18 @@ import torch
 from torch import nn
 
 from sfumato.common.contract import Contract
+from sfumato.common.job import Model
 from sfumato.common.learners.bins import Schema
 from sfumato.common.learners.churn_net import ChurnNet
 from sfumato.common.learners.curves import BinnedColumn
-from sfumato.common.learners.encoding import Encoded, FeatureSpec, bin_edges, model_features, number_codes
+from sfumato.common.learners.encoding import (
+    Encoded,
+    FeatureSpec,
+    bin_edges,
+    model_features,
+    monthly_specs,
+    number_codes,
+)
 from sfumato.common.learners.models import Reason
 from sfumato.common.learners.random_trees import Forest, Tree
 
@@ -111,10 +119,12 @@ def _moves(tree: Tree, shares: Sequence[Floats]) -> tuple[tuple[int, Floats], ..
 @dataclass(frozen=True)
 class Typical:
     """Whom a net's customers are compared with: of each column the share of every code, float64 [codes], and the
-    number in [-1, 1] that stands for it (0 for categories and null)."""
+    number in [-1, 1] that stands for it (0 for categories and null). Of a recurrent net also the average customer's
+    sequence, float32 [months, S]."""
 
     shares: tuple[Floats, ...]
     numbers: tuple[Floats, ...]
+    sequence: npt.NDArray[np.float32] | None = None
 
     @staticmethod
     def of_customers(encoded: Encoded, contract: Contract) -> "Typical":
@@ -130,19 +140,22 @@ class Typical:
                 g += 1
             else:
                 numbers.append(np.zeros(size))
-        return Typical(tuple(shares), tuple(numbers))
+        sequence = None if encoded.sequence is None else encoded.sequence.mean(axis=0)
+        return Typical(tuple(shares), tuple(numbers), sequence)
 
     @staticmethod
-    def of_contract(contract: Contract, bins: int) -> "Typical":
+    def of_contract(contract: Contract, model: Model) -> "Typical":
         """By public knowledge alone, which is little: as many customers in each of the contract's bins or
-        categories, each in the middle of its bin."""
+        categories, each in the middle of its bin; and months of 0."""
         shares, numbers = [], []
         for spec in model_features(contract):
-            middles = _middles(spec, bins) if spec.numeric else np.zeros(len(spec.categories or ()))
+            middles = _middles(spec, model.bins) if spec.numeric else np.zeros(len(spec.categories or ()))
             unknown = np.zeros(1 if spec.numeric else 2)  # null; of a category also "other"
             shares.append(np.concatenate([np.full(len(middles), 1 / len(middles)), unknown]))
             numbers.append(np.concatenate([middles, unknown]))
-        return Typical(tuple(shares), tuple(numbers))
+        idle = [number_codes(np.zeros(1), s, np.zeros(0))[1] for s in monthly_specs(contract, model.sequence)]
+        sequence = np.tile(np.stack(idle, axis=1), (model.months, 1)) if idle else None
+        return Typical(tuple(shares), tuple(numbers), sequence)
 
 
 def _middles(spec: FeatureSpec, bins: int) -> Floats:
@@ -157,14 +170,17 @@ def _middles(spec: FeatureSpec, bins: int) -> Floats:
 
 
 class NetAmounts:
-    """A churn net, taken apart at its first layer: a column's share of that is looked up by its code."""
+    """A churn net, taken apart at its first layer: a column's share of that is looked up by its code.
+
+    What a recurrent net reads by month is one column a roll-up, compared with the average customer's months at once.
+    """
 
     def __init__(
         self, net: ChurnNet, cardinalities: Sequence[int], typical: Typical, numeric: Sequence[bool]
     ) -> None:
         linear = [*(layer for layer in net.mlp if isinstance(layer, nn.Linear)), net.out]
         self._bias, self._rest = linear[0].bias.detach(), linear[1:]
-        self._recurrent = net.recurrent
+        self._recurrent, self._sequence = net.recurrent, typical.sequence
         self._shares, self._numeric = typical.shares, tuple(numeric)
         starts = np.concatenate([[0], np.cumsum(cardinalities)]).tolist()
         rows = [slice(a, b) for a, b in pairwise(starts)]
@@ -186,14 +202,14 @@ class NetAmounts:
         ]
 
     def amounts(self, encoded: Encoded) -> Floats:
-        """Of each customer and column, float64 [n, F]."""
+        """Of each customer and column, then of each roll-up read by month, float64 [n, F + S]."""
         with torch.inference_mode():
             codes, numeric = torch.from_numpy(encoded.codes), torch.from_numpy(encoded.numeric)
             own = self._own(codes, numeric)
             first = torch.stack(own).sum(dim=0) + self._bias
-            if self._recurrent is not None:  # the months stay as they are
-                state = self._recurrent(torch.from_numpy(encoded.sequence))
-                first = first + state @ self._slopes[-state.shape[1] :]
+            months = torch.zeros(1) if encoded.sequence is None else torch.from_numpy(encoded.sequence)
+            by_month = self._of_months(months)
+            first = first + by_month
             now = self._after(first)
             found = []
             for f, share in enumerate(self._shares):
@@ -203,7 +219,18 @@ class NetAmounts:
                     wide += float(share[code]) * float(self._scores[f][code])
                     deep += float(share[code]) * self._after(without + self._compared[f][code])
                 found.append(self._scores[f][codes[:, f]] - wide + now - deep)
+            for s, average in enumerate(() if self._sequence is None else self._sequence.T):
+                other = months.clone()
+                other[:, :, s] = torch.tensor(average)
+                found.append(now - self._after(first - by_month + self._of_months(other)))
             return np.asarray(torch.stack(found, dim=1).double().numpy())
+
+    def _of_months(self, months: torch.Tensor) -> torch.Tensor:
+        """What the sequence [n, months, S] puts into the first layer, [n, H]; 0 of a net that reads none."""
+        if self._recurrent is None:
+            return torch.zeros(1)
+        state: torch.Tensor = self._recurrent(months)
+        return state @ self._slopes[-state.shape[1] :]
 
     def _own(self, codes: torch.Tensor, numeric: torch.Tensor) -> list[torch.Tensor]:
         """What each column puts into the first layer, [n, H] each."""

@@ -19,7 +19,7 @@ from sfumato.common.job import Model
 from sfumato.common.learners import churn_net, kmeans
 from sfumato.common.learners.bins import Schema
 from sfumato.common.learners.churn_net import ChurnNet
-from sfumato.common.learners.curves import of_contract, of_schema
+from sfumato.common.learners.curves import BinnedColumn, of_contract, of_schema
 from sfumato.common.learners.encoding import Encoder, FeatureSpec, model_features, number_codes
 from sfumato.common.learners.models import Reason, SavedModel, Scorer, Scores
 from sfumato.common.learners.random_trees import Forest, Question, RandomTrees
@@ -68,10 +68,12 @@ class NetScorer:
     """A churn net."""
 
     def __init__(
-        self, net: ChurnNet, encoder: Encoder, contract: Contract, bins: int, typical: Typical
+        self, net: ChurnNet, encoder: Encoder, contract: Contract, model: Model, typical: Typical
     ) -> None:
         self._net, self._encoder = net, encoder
-        self._words = of_contract(contract, bins)
+        months = (f"the last {model.months} months",)
+        by_month = (BinnedColumn(f"{name} by month", months) for name in model.sequence)
+        self._words = (*of_contract(contract, model.bins), *by_month)
         is_number = [f.numeric for f in encoder.features]
         self._amounts = NetAmounts(net, encoder.cardinalities, typical, is_number)
 
@@ -88,7 +90,9 @@ class NetScorer:
         named = list[tuple[Reason, ...]]()
         for rows in _chunks(len(encoded)) if reasons else ():
             part = encoded.take(np.arange(rows.start, rows.stop))
-            named += largest(self._amounts.amounts(part), part.codes, self._words, reasons)
+            amounts = self._amounts.amounts(part)
+            codes = np.pad(part.codes, ((0, 0), (0, amounts.shape[1] - part.codes.shape[1])))
+            named += largest(amounts, codes, self._words, reasons)
         return Scores(probability=expit(logits), reasons=tuple(named) if reasons else None)
 
 
@@ -173,16 +177,17 @@ def _net(saved: SavedModel, contract: Contract, typical: Mapping[str, Any] | Non
     net = churn_net.build(contract, model)
     churn_net.load(net, weights)
     encoder = churn_net.encoder(contract, model)
-    compared = _typical(encoder, contract, model.bins, typical)
-    return NetScorer(net, encoder, contract, model.bins, compared)
+    return NetScorer(net, encoder, contract, model, _typical(encoder, contract, model, typical))
 
 
-def _typical(encoder: Encoder, contract: Contract, bins: int, customers: Mapping[str, Any] | None) -> Typical:
+def _typical(
+    encoder: Encoder, contract: Contract, model: Model, customers: Mapping[str, Any] | None
+) -> Typical:
     if customers is not None:
         encoded = _read(lambda: encoder.transform(customers))
         if len(encoded):
             return Typical.of_customers(encoded, contract)
-    return Typical.of_contract(contract, bins)
+    return Typical.of_contract(contract, model)
 
 
 def _trees(saved: SavedModel, contract: Contract) -> Scorer:
