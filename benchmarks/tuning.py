@@ -24,7 +24,7 @@ from sfumato.privacy import accounting, dpsgd
 from sfumato.privacy.noise import SecureRandom
 from sfumato.privacy.plan import Plan
 from sfumato.server import strategies
-from sfumato.server.training import Descent
+from sfumato.server.training import Clipping, Descent
 
 
 @dataclass(frozen=True)
@@ -121,17 +121,17 @@ def descend(
     """Steps along the noisy total of all branches' clipped gradients, as secure sums give it."""
     t, rng, plan = job.training, SecureRandom(), Plan.of(job, contract)
     net = churn_net.build(contract, job.model, t.seed)
-    sums = [dpsgd.GradientSums(net, encoded, y, max_grad_norm=t.max_grad_norm) for encoded, y in parts]
+    norm = plan.ask(1).max_norm
+    sums = [dpsgd.GradientSums(net, encoded, y, max_grad_norm=norm) for encoded, y in parts]
     excess = np.sqrt(len(parts) / (len(parts) - job.privacy.colluders))
     customers = sum(len(y) for _, y in parts) + rng.gaussian(1, excess * plan.ask(0).noise_multiplier)[0]
     weights = churn_net.flatten(net)
-    descent = Descent(weights, t)
+    descent, clip = Descent(weights, t), Clipping(t, max(1.0, customers))
     for round_ in range(1, t.rounds + 1):
         churn_net.load(net, weights)
-        total = np.sum([s(sample_rate=t.sample_rate, rng=rng) for s in sums], axis=0)
-        std = excess * plan.ask(round_).noise_multiplier * t.max_grad_norm
-        gradient = total + rng.gaussian(total.size, std)
-        weights = descent.step(gradient / (t.sample_rate * max(1.0, customers)))
+        total = np.sum([s(sample_rate=t.sample_rate, rng=rng, adaptive=clip.bound) for s in sums], axis=0)
+        std = excess * plan.ask(round_).noise_multiplier * norm
+        weights = descent.step(clip.read(total + rng.gaussian(total.size, std)))
     churn_net.load(net, weights)
     return net
 

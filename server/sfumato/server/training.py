@@ -89,15 +89,14 @@ class Clipping:
 
     def gradient(self, rounds: Rounds, round_: int, weights: Weights) -> npt.NDArray[np.float64]:
         """The noisy mean gradient at these weights. Raises JobFailed."""
-        if self.bound is None:
-            return rounds.total(round_, weights.size, weights).values / self._expected
-        asked = np.append(weights, np.float32(self.bound.bound))
-        total = rounds.total(round_, asked.size, asked).values
-        return self.read(total)
+        bound = [] if self.bound is None else [np.float32(self.bound.bound)]
+        asked = np.append(weights, bound).astype(np.float32)
+        return self.read(rounds.total(round_, asked.size, asked).values)
 
     def read(self, total: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """The mean gradient of an adaptive round's total [W + 1]; the bound moves on."""
-        assert self.bound is not None
+        """The mean gradient of a round's total [W], or adaptive [W + 1]: then the bound moves on."""
+        if self.bound is None:
+            return total / self._expected
         bound, training = self.bound, self._training
         within = (total[-1] / bound.sign / self._expected + 1) / 2
         self.bound = bound.after(within, quantile=training.clipping_quantile, rate=training.clipping_rate)
