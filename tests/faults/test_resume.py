@@ -23,12 +23,12 @@ from sfumato.common.job import AnalysisJob, AnyJob, ChurnNetJob, LearnerJob, Sig
 from sfumato.lab.in_process import InProcessExchange
 from sfumato.privacy import secure_sum
 from sfumato.privacy.audit import SumEvidence
-from sfumato.privacy.ledger import Entry
+from sfumato.privacy.ledger import Entry, Ledger
 from sfumato.server import journal
 from sfumato.server.conversation import BranchRecord, JobFailed
 from sfumato.server.exchange import Gathered
 from sfumato.server.home import Branch, CoordinatorHome
-from sfumato.server.interrupted import find_interrupted, give_up, job_to_resume
+from sfumato.server.interrupted import find_interrupted, give_up, job_to_resume, waiting_run
 from sfumato.server.job_run import JobOutcome
 from sfumato.server.learning import learn
 from sfumato.server.results import run_job
@@ -100,6 +100,7 @@ class Desk:
 
     village: Any
     home: CoordinatorHome
+    ledgers: dict[int, Ledger]
     away: set[int] = field(default_factory=set)
 
     def sign(self, job: AnyJob, *, valid_for: timedelta = timedelta(hours=1)) -> SignedJob:
@@ -111,7 +112,7 @@ class Desk:
 
     @property
     def branches(self) -> dict[int, Branch]:
-        keys = {n: ed25519_text(self.village.ledger(n).public_key) for n in self.village.vaults}
+        keys = {n: ed25519_text(ledger.public_key) for n, ledger in self.ledgers.items()}
         return {
             n: Branch(Enrolment.model_construct(name=self.village.names[n], ledger_public_key=key), node_id=n)
             for n, key in keys.items()
@@ -119,7 +120,8 @@ class Desk:
 
     def run(self, signed: SignedJob, kill: Kill | None = None, *, resumes: int | None = None) -> Ended:
         """A run as the executor runs it, less the network. Where it is killed, the directory stays as it was then,
-        and the next coordinator finds it so."""
+        and the next coordinator finds it so. `resumes` is the run that it must go on from."""
+        assert waiting_run(self.runs, signed) == resumes
         directory = self.runs / str(len(list(self.runs.iterdir())) + 1)
         directory.mkdir(mode=0o700)
         then = self.home.path / f"then-{directory.name}"
@@ -138,7 +140,6 @@ class Desk:
                     report=events.append,
                     ledger=ledger,
                     cosigned=self.home.cosigned,
-                    resumes=resumes,
                 )
             except SfumatoError as e:
                 ended.outcome = e
@@ -157,15 +158,16 @@ class Desk:
     # --- what the branches say ---------------------------------------------------------------------------
 
     def charges(self, signed: SignedJob, node: int) -> list[Entry]:
-        return self.village.ledger(node).entries("charge", job_id=signed.job_id)
+        return self.ledgers[node].entries("charge", job_id=signed.job_id)
 
     def times_charged(self, signed: SignedJob, node: int) -> Counter[tuple[str, int]]:
         return Counter((e.body["what"], e.body["round"]) for e in self.charges(signed, node))
 
     def open_at(self, signed: SignedJob) -> set[int]:
         """Branches that hold what they reserved for the job."""
-        ledgers = {n: self.village.ledger(n) for n in self.village.vaults}
-        kinds = {n: [e.kind for e in ledger.entries(job_id=signed.job_id)] for n, ledger in ledgers.items()}
+        kinds = {
+            n: [e.kind for e in ledger.entries(job_id=signed.job_id)] for n, ledger in self.ledgers.items()
+        }
         return {n for n, found in kinds.items() if "reserve" in found and "close" not in found}
 
 
@@ -180,9 +182,14 @@ def coordinator(tmp_path_factory: pytest.TempPathFactory) -> CoordinatorHome:
     return CoordinatorHome.init(path, host="127.0.0.1", port=9092, session_port=9093)
 
 
+@pytest.fixture(scope="module")
+def ledgers(village: Any) -> dict[int, Ledger]:
+    return {n: village.ledger(n) for n in village.vaults}
+
+
 @pytest.fixture
-def desk(village: Any, coordinator: CoordinatorHome) -> Iterator[Desk]:
-    yield Desk(village, coordinator)
+def desk(village: Any, coordinator: CoordinatorHome, ledgers: dict[int, Ledger]) -> Iterator[Desk]:
+    yield Desk(village, coordinator, ledgers)
     for waiting in coordinator.directory("runs").iterdir():
         give_up(waiting.parent, int(waiting.name))
 
@@ -315,7 +322,6 @@ KILLS = [
     ("net", "sum", 4, "after"),
     ("net", "close-job", 0, "half"),
     ("trees", "sum", 2, "half"),
-    ("local-net", "count", 0, "half"),
     ("local-net", "train", 2, "half"),
     ("portrait", "sum", 0, "half"),
     ("local-portrait", "sum", 0, "half"),
@@ -352,11 +358,16 @@ def test_killed_at_any_moment_it_goes_on(
 
 
 def test_cut_short_again_and_again(desk: Desk) -> None:
-    """Each run leaves the journal where the next finds it."""
+    """Each run leaves the journal where the next finds it; also one for which too few branches are back."""
     signed = desk.sign(desk.village.net())
     runs = [desk.run(signed, Kill("sum", 1, "half"))]
-    for kill in (Kill("open-job", 0, "half"), Kill("sum", 1, "after"), Kill("sum", 3, "before"), None):
-        runs.append(desk.run(signed, kill, resumes=runs[-1].number))
+    runs.append(desk.run(signed, Kill("sum", 1, "after"), resumes=runs[-1].number))
+    desk.away = {1, 2}
+    runs.append(desk.run(signed, resumes=runs[-1].number))
+    assert isinstance(runs[-1].outcome, JobFailed) and "opened the job" in runs[-1].outcome.message
+    assert runs[-1].events[-1]["resumable"] is True
+    desk.away = set()
+    runs.append(desk.run(signed, resumes=runs[-1].number))
     assert_finished(desk, runs[-1], signed, resumed=runs[-2].number)
     for n in desk.village.vaults:
         assert desk.times_charged(signed, n) == JOBS["net"][1]
@@ -455,37 +466,15 @@ def test_a_set_that_had_shrunk_is_asked_as_it_was_and_then_is_whole_again(desk: 
     assert_as_if_never_cut(desk, signed, [first, second])
 
 
-def test_too_few_are_back_and_the_run_waits_on(desk: Desk) -> None:
-    signed = desk.sign(desk.village.net())
-    first = desk.run(signed, Kill("sum", 1, "after"))
-    desk.away = {1, 2}
-    second = desk.run(signed, resumes=first.number)
-    assert isinstance(second.outcome, JobFailed) and "opened the job" in second.outcome.message
-    assert second.events[-1]["resumable"] is True
-    desk.away = set()
-    third = desk.run(signed, resumes=second.number)
-    assert_finished(desk, third, signed, resumed=second.number)
-    for n in desk.village.vaults:
-        assert desk.times_charged(signed, n) == JOBS["net"][1]
-
-
-def test_other_jobs_run_meanwhile_and_leave_it_open(desk: Desk) -> None:
-    signed = desk.sign(desk.village.net())
-    first = desk.run(signed, Kill("sum", 2, "half"))
-    other = desk.run(desk.sign(portrait(desk.village, "secure-sum")))
-    assert isinstance(other.outcome, JobOutcome)
-    assert desk.open_at(signed) == {1, 2, 3, 4}
-    assert_finished(desk, desk.run(signed, resumes=first.number), signed, resumed=first.number)
-
-
-def test_given_up_it_is_closed_by_the_next_run(desk: Desk) -> None:
-    signed = desk.sign(desk.village.net())
-    first = desk.run(signed, Kill("sum", 2, "half"))
+def test_other_jobs_leave_it_open_until_it_is_given_up(desk: Desk) -> None:
+    signed, other = desk.sign(desk.village.net()), desk.sign(portrait(desk.village, "local"))
+    first = desk.run(signed, Kill("sum", 0, "half"))
+    assert isinstance(desk.run(other).outcome, JobOutcome)
+    assert desk.open_at(signed) == {1, 2, 3, 4} and job_to_resume(desk.runs, first.number) == signed
     assert give_up(desk.runs, first.number) and not give_up(desk.runs, first.number)
     with pytest.raises(BadInput, match="has no journal: it was given up"):
         job_to_resume(desk.runs, first.number)
-    assert desk.open_at(signed) == {1, 2, 3, 4}
-    desk.run(desk.sign(portrait(desk.village, "secure-sum")))
+    desk.run(desk.sign(portrait(desk.village, "local")))
     assert not desk.open_at(signed)
     assert read_result(first.directory)["open_at"] == []
 
@@ -513,37 +502,38 @@ def test_a_coordinator_that_is_stopped_leaves_the_job_open(desk: Desk) -> None:
     assert (events[-1]["reason"], events[-1]["resumable"]) == (INTERRUPTED, True)
     assert sorted(read_result(run)["open_at"]) == sorted(desk.village.names.values())
     assert desk.open_at(signed) == {1, 2, 3, 4}
-    assert_finished(desk, desk.run(signed, resumes=int(run.name)), signed, resumed=int(run.name))
-    for n in desk.village.vaults:
-        assert desk.times_charged(signed, n) == JOBS["net"][1]
+    assert job_to_resume(desk.runs, int(run.name)) == signed
 
 
 # --- what is refused -----------------------------------------------------------------------------------------
 
 
-def test_a_journal_that_is_damaged_or_of_another_job_is_refused(desk: Desk) -> None:
+def test_a_journal_that_is_damaged_is_refused(desk: Desk) -> None:
     """Nobody is asked anything, and the journal stays where it is. What else damage can be: test_journal.py."""
-    signed, other = desk.sign(desk.village.net()), desk.sign(desk.village.net())
+    signed = desk.sign(desk.village.net())
     first = desk.run(signed, Kill("sum", 1, "before"))
     entry = first.directory / JOURNAL / "000002"
     whole = entry.read_bytes()
     entry.write_bytes(whole[:-1])
-    refused = {signed.job_id: "damaged", other.job_id: f"run {first.number} was of another job"}
-    for submitted in (signed, other):
-        run = desk.run(submitted, resumes=first.number)
-        assert isinstance(run.outcome, BadInput) and refused[submitted.job_id] in run.outcome.message
-        result = read_result(run.directory)
-        assert (result["state"], result["reason"], run.asked) == ("failed", run.outcome.message, {})
+    refused = desk.run(signed, resumes=first.number)
+    assert isinstance(refused.outcome, BadInput) and "the journal is damaged" in refused.outcome.message
+    result = read_result(refused.directory)
+    assert (result["state"], result["reason"], refused.asked) == ("failed", refused.outcome.message, {})
     entry.write_bytes(whole)
-    assert_finished(desk, desk.run(signed, resumes=first.number), signed, resumed=first.number)
+    last = desk.run(signed, resumes=first.number)
+    assert_finished(desk, last, signed, resumed=first.number)
     for n in desk.village.vaults:
         assert desk.times_charged(signed, n) == JOBS["net"][1]
+    once_more = desk.run(signed)
+    assert (
+        isinstance(once_more.outcome, BadInput) and "this job ran before, as run" in once_more.outcome.message
+    )
 
 
 def test_what_cannot_be_resumed_is_said(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BadInput, match="no result of a job here"):
         job_to_resume(desk.runs, 10**6)
-    done = desk.run(desk.sign(portrait(desk.village, "secure-sum")))
+    done = desk.run(desk.sign(portrait(desk.village, "local")))
     with pytest.raises(BadInput, match="has finished"):
         job_to_resume(desk.runs, done.number)
     desk.away = {1, 2}

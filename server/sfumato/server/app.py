@@ -30,8 +30,7 @@ Report = Callable[[Mapping[str, Any]], None]
 
 @dataclass(frozen=True)
 class Run:
-    """What a runner gets: a way to ask, the verified job, who is enrolled (by node id), where to write, and which
-    earlier run it goes on from."""
+    """What a runner gets: a way to ask, the verified job, who is enrolled (by node id), where to write."""
 
     exchange: Exchange
     signed_job: SignedJob
@@ -39,7 +38,6 @@ class Run:
     out_dir: Path
     report: Report
     home: CoordinatorHome
-    resumes: int | None = None
 
 
 Runner = Callable[[Run], object]
@@ -54,13 +52,13 @@ def main(grid: Grid, context: Context) -> None:
 
 def run(grid: Grid, context: Context, home: CoordinatorHome, runner: Runner) -> None:
     """Run one job. Raises BadInput or Refusal if it is none, and whatever the runner raises."""
-    signed, resumes = read_job(context, home), read_resumed(context)
+    signed = read_job(context, home)
     branches = {b.node_id: b for b in home.branches() if b.node_id is not None}
     out_dir = home.directory("runs") / str(context.run_id)
     out_dir.mkdir(mode=0o700, exist_ok=True)
     exchange = choose_exchange(grid, home, signed, expected=len(branches))
     try:
-        runner(Run(exchange, signed, branches, out_dir, print_report, home, resumes))
+        runner(Run(exchange, signed, branches, out_dir, print_report, home))
     finally:
         exchange.close()
 
@@ -74,14 +72,6 @@ def read_job(context: Context, home: CoordinatorHome) -> SignedJob:
     key = ed25519_public_key(home.invitation.job_public_key)
     signed.verify({key_id(key): key}, datetime.now(UTC))
     return signed
-
-
-def read_resumed(context: Context) -> int | None:
-    """The number of the run that this one resumes. Raises BadInput."""
-    number = str(context.run_config.get("resumes", ""))
-    if number and not (number.isascii() and number.isdigit()):
-        raise BadInput("the run to resume is no number", hint="Resume with: sfumato job resume")
-    return int(number) if number else None
 
 
 def choose_exchange(grid: Grid, home: CoordinatorHome, signed: SignedJob, *, expected: int) -> Exchange:
@@ -116,7 +106,6 @@ def rounds_runner(run: Run) -> object:
             report=run.report,
             ledger=ledger,
             cosigned=run.home.cosigned,
-            resumes=run.resumes,
         )
     finally:
         ledger.close()

@@ -197,7 +197,7 @@ def job_resume(
     signed = job_to_resume(loaded.directory("runs"), run_id)
     control = ControlClient.of(loaded)
     try:
-        new = control.submit(signed, resumes=run_id)
+        new = control.submit(signed)
         console.print(f"Run {run_id} of {signed.job.name} goes on as run {new} (job {signed.job_id}).")
         if watch:
             watch_run(control, new, console)

@@ -75,13 +75,10 @@ class ControlClient:
         """The client of the coordinator that lives here."""
         return cls(home.local_address, home.ca, home.control_token)
 
-    def submit(self, signed_job: SignedJob, *, resumes: int | None = None) -> int:
-        """Start a run of the approved bundle with this job, perhaps to go on from an earlier run of it. Returns the
-        run id."""
-        config = {"job": signed_job.model_dump_json()}
-        if resumes is not None:
-            config["resumes"] = str(resumes)
-        return self.start_run(build_bundle(), config)
+    def submit(self, signed_job: SignedJob) -> int:
+        """Start a run of the approved bundle with this job; it goes on from the run of it that was cut short, if
+        there is one. Returns the run id."""
+        return self.start_run(build_bundle(), {"job": signed_job.model_dump_json()})
 
     def start_run(self, bundle: bytes, config: dict[str, str]) -> int:
         """Start a run of any bundle; branches and executor will refuse all but the approved one."""

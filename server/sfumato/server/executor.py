@@ -96,7 +96,7 @@ def run_task(runtime: "Runtime", task: "Task", server_main: ServerMain) -> None:
         TaskIdentity.node_id = given.context.node_id
         grid.set_run(run)
         context = context_from_proto(given.context)
-        context.run_config = {k: str(run.override_config.get(k, "")) for k in ("job", "resumes")}
+        context.run_config = {"job": str(run.override_config.get("job", ""))}
         with run_log(grid):
             if bundle_hash(given.fab.content) != approved_hash():
                 log.error("run %d refused: its bundle is not the approved one", run.run_id)

@@ -50,13 +50,25 @@ def _why_not(runs: Path, run: int, result: dict[str, Any]) -> str:
     return f"run {run} cannot be resumed: it was not cut short, it failed ({result['reason']})"
 
 
+def waiting_run(runs: Path, signed: SignedJob) -> int | None:
+    """The run of this very job that waits to be resumed."""
+    for directory, result in _of_job(runs, signed):
+        if may_be_resumed(directory, result):
+            return int(directory.name)
+    return None
+
+
 def journal_of(out_dir: Path, signed: SignedJob, resumes: int | None) -> Journal:
     """A new run's journal: an empty one, or the one that it goes on from, still in its place. Raises BadInput."""
-    if resumes is None:
-        return Journal.begin(out_dir / JOURNAL, signed)
-    if job_to_resume(out_dir.parent, resumes) != signed:
-        raise BadInput(f"run {resumes} was of another job")
-    return Journal.resume(out_dir.parent / str(resumes) / JOURNAL, signed)
+    if resumes is not None:
+        return Journal.resume(out_dir.parent / str(resumes) / JOURNAL, signed)
+    for directory, _ in _of_job(out_dir.parent, signed):
+        raise BadInput(f"this job ran before, as run {directory.name}", hint="Sign and submit it anew.")
+    return Journal.begin(out_dir / JOURNAL, signed)
+
+
+def _of_job(runs: Path, signed: SignedJob) -> list[tuple[Path, dict[str, Any]]]:
+    return [(d, result) for d, result in results(runs) if result.get("job_id") == signed.job_id]
 
 
 def give_up(runs: Path, run: int) -> bool:

@@ -16,11 +16,11 @@ from sfumato.common.private_files import replace
 from sfumato.privacy.ledger import Entry, Ledger
 
 
-def record_start(ledger: Ledger, signed: SignedJob, run: str, *, resumes: str | None = None) -> Entry:
+def record_start(ledger: Ledger, signed: SignedJob, run: str, *, resumes: int | None = None) -> Entry:
     """A run of this job begins: its hash, who signed it, and which run of the same job it goes on from."""
     body = {"run": run, "name": signed.job.name, "job_hash": signed.job_hash, "signer": signed.key_id}
     if resumes is not None:
-        body["resumes"] = resumes
+        body["resumes"] = str(resumes)
     return ledger.append("start", body, job_id=signed.job_id)
 
 

@@ -15,7 +15,7 @@ from sfumato.privacy.ledger import Ledger
 from sfumato.server.conversation import Enrolled, Report
 from sfumato.server.exchange import Exchange
 from sfumato.server.home import Branch
-from sfumato.server.interrupted import journal_of
+from sfumato.server.interrupted import journal_of, waiting_run
 from sfumato.server.job_run import ClaimContradicted, JobOutcome, JobRun
 from sfumato.server.journal import discard
 from sfumato.server.ledger import CosignedCheckpoint, record_branch, record_end, record_start
@@ -55,12 +55,11 @@ def run_job(
     report: Report,
     ledger: Ledger,
     cosigned: CosignedCheckpoint,
-    resumes: int | None = None,
 ) -> JobOutcome:
     """Run a job and leave its result, or the reason it has none, in `out_dir`. Raises JobFailed.
 
-    `resumes` is an earlier run of the same job that was cut short: this one goes on from its journal. Should it be
-    cut short too, it leaves the journal where it stands, and the job open at the branches.
+    Where an earlier run of this very job was cut short, this one goes on from its journal. Should it be cut short
+    too, it leaves the journal where it stands, and the job open at the branches.
 
     Jobs that earlier runs had to leave open (their coordinator was killed, a branch was away) are closed on
     the way, so that branches need not hold their reservations until they expire. At the end the branches
@@ -69,21 +68,19 @@ def run_job(
     enrolled = {
         n: Enrolled(b.name, ed25519_public_key(b.enrolment.ledger_public_key)) for n, b in branches.items()
     }
-    earlier = left_open(out_dir.parent)
+    earlier, resumes = left_open(out_dir.parent), waiting_run(out_dir.parent, signed)
     job: dict[str, Any] = {
         "job": signed.job.name,
         "job_id": signed.job_id,
         "expires_at": signed.expires_at.isoformat(),
     }
-    record_start(ledger, signed, out_dir.name, resumes=None if resumes is None else str(resumes))
+    record_start(ledger, signed, out_dir.name, resumes=resumes)
     try:
         journal = journal_of(out_dir, signed, resumes)
         rounds = Rounds(
             exchange, signed, report, enrolled=enrolled, left_open=tuple(earlier), journal=journal
         )
-    except (
-        SfumatoError
-    ) as e:  # nobody was asked: the question does not fit the contract, or no journal the job
+    except SfumatoError as e:  # nobody was asked: the question does not fit the contract, say
         discard(out_dir / JOURNAL)
         failed = {**job, "reason": e.message, "refused": [], "open_at": [], "per_branch": []}
         store_state(out_dir, {"state": "failed", **failed})
