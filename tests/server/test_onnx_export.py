@@ -16,6 +16,7 @@ from sfumato.common.learners import bins, churn_net, kmeans, random_trees
 from sfumato.common.learners.encoding import Encoder, bin_edges, model_features, number_codes
 from sfumato.common.learners.models import SavedModel
 from sfumato.common.learners.scorecard import Scorecard
+from sfumato.common.learners.scoring import scorer
 from sfumato.server.onnx_export import onnx_bytes
 
 Columns = dict[str, pa.Array]
@@ -66,6 +67,47 @@ def test_scores_are_those_of_the_learner(
     assert np.ptp(expected) > 1 and found["log_odds"].dtype == np.float64
     np.testing.assert_allclose(found["log_odds"], expected, rtol=0, atol=1e-5)
     np.testing.assert_allclose(found["probability"], 1 / (1 + np.exp(-expected)), rtol=0, atol=1e-5)
+
+
+def test_scores_are_those_of_local_scoring(
+    model_of: Make, bank_contract: Contract, customers_of: Callable[..., Columns]
+) -> None:
+    """What `sfumato branch score` would write for the same customers."""
+    columns = customers_of(2000, 5)
+    for kind in ("churn-net", "boosted-trees", "scorecard", "segments"):
+        model = model_of(kind, 3)
+        found, local = (
+            run(onnx_bytes(model, bank_contract), columns),
+            scorer(model, bank_contract).score(columns),
+        )
+        given = {"probability": local.probability, "points_": local.points, "segment": local.segment}
+        compared = {name for name, expected in given.items() if expected is not None}
+        assert compared == set(found) - {"log_odds"} and compared
+        for name in compared:
+            np.testing.assert_allclose(
+                found[name], given[name], rtol=0, atol=1e-5 if name == "probability" else 0
+            )
+
+
+def test_a_column_may_be_called_as_our_values_or_outputs_are(
+    model_of: Make, bank_schema: bins.Schema, customers_of: Callable[..., Columns]
+) -> None:
+    columns = customers_of(20)
+    names = dict(zip(columns, ("Add/1", "points", "points_", "Cast/3", "log_odds", "@"), strict=True))
+    renamed = tuple(c.model_copy(update={"name": names[c.name]}) for c in bank_schema.columns)
+    model = model_of("scorecard")
+    card = Scorecard.model_validate(model.header.parameters["card"])
+    attributes = tuple(a.model_copy(update={"column": names[a.column]}) for a in card.attributes)
+    card = card.model_copy(update={"attributes": attributes})
+    parameters, schema = (
+        {"card": card.model_dump(mode="json")},
+        bank_schema.model_copy(update={"columns": renamed}),
+    )
+    header = model.header.model_copy(update={"parameters": parameters, "schema_": schema})
+    given = {names[name]: column for name, column in columns.items()}
+    found = run(onnx_bytes(SavedModel(header, model.tensors)), given)
+    np.testing.assert_array_equal(found["points__"], card.scores(schema.codes(given)))
+    assert set(found) == {"points__", "log_odds_", "probability"}
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sfumato.common.errors import BadInput
+from sfumato.common.job import Model
 from sfumato.common.learners.bins import Schema
 from sfumato.common.learners.models import SavedModel
 from sfumato.common.learners.random_trees import Forest
@@ -37,7 +38,8 @@ def explained(model: SavedModel, answer: dict[str, Any] | None) -> dict[str, Any
                 return {"trees": len(forest.trees), "base": forest.base, "columns": columns}
             case "churn-net":
                 weights = int(np.asarray(model.tensors["weights"]).size)
-                return {"weights": weights, "model": dict(header.parameters["model"])}
+                shape = Model.model_validate(header.parameters["model"])
+                return {"weights": weights, "model": shape.model_dump(mode="json")}
             case "segments":
                 names = [str(n) for n in header.parameters["names"]]
                 return {"names": names, **_segments(len(model.tensors["centres"]), answer)}
@@ -68,9 +70,7 @@ def column_moves(forest: Forest, schema: Schema) -> dict[str, float]:
         grid = np.array(tree.steps).reshape([len(p) for p in people])
         for i, (feature, cell) in enumerate(zip(tree.features, cells, strict=True)):
             mean = grid
-            for j in reversed(
-                range(len(people))
-            ):  # from the last axis, so that those before keep their number
+            for j in reversed(range(len(people))):  # the last axis first: those before it keep their number
                 if j != i:
                     mean = np.tensordot(mean, people[j], axes=(j, 0))
             effects[feature] += mean[cell]

@@ -24,7 +24,7 @@ Attribute = str | float | int | Sequence[float] | Sequence[int] | Sequence[str] 
 
 
 class Graph:
-    """Nodes in the order in which they are added. A value is its name; ours hold a slash, which no column has."""
+    """Nodes in the order in which they are added. A value is its name; ours hold a colon, which no column has."""
 
     def __init__(self) -> None:
         self._nodes: list[onnx.NodeProto] = []
@@ -33,13 +33,13 @@ class Graph:
         self._outputs: list[onnx.ValueInfoProto] = []
 
     def constant(self, value: npt.ArrayLike, dtype: npt.DTypeLike = np.float64) -> str:
-        name = f"constant/{len(self._constants)}"
+        name = f"constant:{len(self._constants)}"
         self._constants.append(numpy_helper.from_array(np.asarray(value, dtype=dtype), name))
         return name
 
     def add(self, operator: str, *inputs: str, domain: str = "", **attributes: Attribute) -> str:
         """A node with one output. Returns that."""
-        name = f"{operator}/{len(self._nodes)}"
+        name = f"{operator}:{len(self._nodes)}"
         self._nodes.append(_node(operator, inputs, name, domain, attributes))
         return name
 
@@ -59,9 +59,11 @@ class Graph:
         return column
 
     def output(self, name: str, value: str, kind: int, says: str) -> None:
-        """Give a value [N] out under this name; with an underscore behind it if a column is called so."""
-        free = name + "_" if name in self._inputs else name
-        self._nodes.append(helper.make_node("Identity", [value], [free], f"output/{name}"))
+        """Give a value [N] out under this name; with underscores behind it if a column is called so."""
+        free = name
+        while free in self._inputs:
+            free += "_"
+        self._nodes.append(helper.make_node("Identity", [value], [free], f"output:{name}"))
         self._outputs.append(helper.make_tensor_value_info(free, kind, ["N"], doc_string=says))
 
     def model(self, name: str, says: str, facts: Mapping[str, str]) -> bytes:
