@@ -12,7 +12,20 @@ from sfumato.common.analyses.analysis import NoisySum
 from sfumato.common.contract import Contract
 from sfumato.common.errors import BadInput
 from sfumato.common.fixed_point import GRID
-from sfumato.common.learners.random_trees import LEAVES, SHAPES, Forest, Question, RandomTrees, Tree, decode
+from sfumato.common.learners.random_trees import (
+    CLIP,
+    CURVATURE,
+    LEAVES,
+    LONGEST,
+    NEAR,
+    OWN,
+    SHAPES,
+    Forest,
+    Question,
+    RandomTrees,
+    Tree,
+    decode,
+)
 from sfumato.common.learners.schema import Schema, SchemaRound
 from sfumato.privacy.clipping import BoundedSum
 
@@ -81,6 +94,10 @@ def auc(scores: Any, labels: Any) -> float:
     return float(spare / (positives * (len(labels) - positives)))
 
 
+SHAPE = 19  # numbers of a tree's shape: which one, three features, fifteen cuts
+GROWN = SHAPE + LEAVES
+
+
 # --- contribution ------------------------------------------------------------------------------------------
 
 
@@ -90,11 +107,11 @@ def test_every_customer_keeps_the_bound_whatever_the_model(
     trees: int, round_: int, seed: int, base: float, data: st.DataObject
 ) -> None:
     asked = learner(trees=trees, rounds=4, seed=seed)
-    steps = np.array(data.draw(st.lists(st.floats(-999, 999, width=32), min_size=8, max_size=8)))
+    steps = np.array(data.draw(st.lists(st.floats(-999, 999, width=32), min_size=LEAVES, max_size=LEAVES)))
     body = asked.ask(round_, [NoisySum(np.zeros(asked.length(0)), 1.0)] * round_)
     body[0] = base
     for i in range(round_ * trees):  # any model at all, in the form that a branch gets it
-        body[1 + i * 19 + 11 : 1 + (i + 1) * 19] = np.roll(steps, i)
+        body[1 + i * GROWN + SHAPE : 1 + (i + 1) * GROWN] = np.roll(steps, i)
     frame = people(30, seed)
     frame["left"][0] = 3  # no label: adds nothing
     found = asked.contribute(round_, frame, body)
@@ -106,28 +123,61 @@ def test_every_customer_keeps_the_bound_whatever_the_model(
     assert BoundedSum.of(found, asked.max_norm(round_)).l2_sensitivity == GRID
 
 
-def test_gradient_and_three_times_the_curvature_have_norm_at_most_one() -> None:
+def test_a_clipped_gradient_and_its_curvature_are_never_longer_than_the_longest() -> None:
     g = np.linspace(0, 1, 1_000_001)
-    assert (g**2 + 9 * (g * (1 - g)) ** 2).max() <= 1.0
+    clip = np.minimum(1, CLIP / np.maximum(g, CLIP))
+    length = np.hypot(g * clip, CURVATURE * g * (1 - g) * clip)
+    assert length.max() == pytest.approx(LONGEST, abs=1e-9)
+    assert length.max() <= LONGEST * (1 + 1e-12)
 
 
 def test_without_noise_the_model_is_the_naive_one() -> None:
-    asked = learner(rounds=3, trees=4, seed=2)
+    asked = learner(rounds=3, trees=4, seed=2, averaged=0.5)
     codes, y = SCHEMA.codes(FRAME), FRAME["left"]
     q, totals = asked.question, run(asked, FRAME)
-    forest = asked.forest(totals)
-    margin = np.full(len(y), forest.base)
+    rate = SCHEMA.positives / SCHEMA.customers
+    assert 1 - rate < CLIP  # nobody's gradient is clipped at the start
+    margin = np.full(len(y), np.log(rate / (1 - rate)))
+    models = []
     for r in range(3):
         p = 1 / (1 + np.exp(-margin))
+        clip = np.minimum(1, CLIP / np.abs(p - y))
         update = np.zeros(len(y))
         for tree in asked.trees(r):
             leaf = _naive_leaves(tree, codes)
-            for name in set(leaf):
+            names = list(np.ndindex(*[len(c) + 1 for c in tree.cuts]))
+            sums = np.zeros((2, LEAVES))
+            for i, name in enumerate(names):
                 inside = np.array([x == name for x in leaf])
-                g, h = (p - y)[inside].sum(), (p * (1 - p))[inside].sum()
-                update[inside] += -g / (h + q.ridge + 1 / q.tau**2) / q.trees
-        margin += update
-    assert forest.logits(codes) == pytest.approx(margin, abs=1e-5)
+                sums[:, i] = (clip * (p - y))[inside].sum(), (clip * p * (1 - p))[inside].sum()
+            steps = np.linalg.solve(np.linalg.inv(q.tau**2 * _alike(names)) + np.diag(sums[1]), -sums[0])
+            update += np.array([steps[names.index(x)] for x in leaf]) * q.rate / q.trees
+        margin = margin + update
+        models.append(margin)
+    # Half of three rounds are the last two.
+    assert asked.forest(totals[:2]).logits(codes) == pytest.approx(models[1], abs=1e-4)
+    assert asked.forest(totals).logits(codes) == pytest.approx((models[1] + models[2]) / 2, abs=1e-4)
+
+
+def _alike(names: list[tuple[int, ...]]) -> Any:
+    """The steps' prior correlation, pair by pair."""
+    own = OWN if len(names[0]) > 1 else OWN / 3
+    found = np.empty((LEAVES, LEAVES))
+    for i, a in enumerate(names):
+        for j, b in enumerate(names):
+            near = [NEAR ** abs(x - z) for x, z in zip(a, b, strict=True)]
+            found[i, j] = own * (i == j) + (1 - own) * sum(near) / len(near)
+    return found
+
+
+def test_a_forest_of_few_positives_starts_where_clipped_gradients_are_even() -> None:
+    few = SCHEMA.model_copy(update={"positives": SCHEMA.customers / 10})
+    asked = RandomTrees(few, CONTRACT, Question(rounds=2, trees=1))
+    p = 1 / (1 + np.exp(-asked.forest([]).base))
+    assert 0.9 * p == pytest.approx(0.1 * CLIP, rel=1e-5)
+    # What is finished starts at the true share: scores are read as probabilities.
+    nothing = [NoisySum(np.zeros(asked.length(0)), 1.0)] * 2
+    assert asked.forest(nothing).base == pytest.approx(np.log(1 / 9), rel=1e-5)
 
 
 def _naive_leaves(tree: Tree, codes: Any) -> list[tuple[int, ...]]:
@@ -198,7 +248,7 @@ def _spoiled(place: int, value: float) -> Any:
     return spoil
 
 
-NEW = 1 + 2 * 19  # one round of two trees, then the new ones
+NEW = 1 + 2 * GROWN  # one round of two trees, then the new ones
 
 
 @pytest.mark.parametrize(
@@ -210,8 +260,8 @@ NEW = 1 + 2 * 19  # one round of two trees, then the new ones
         lambda b: b[None, :],
         lambda b: None,
         _spoiled(0, np.nan),
-        _spoiled(12, np.inf),
-        _spoiled(12, 1e9),
+        _spoiled(1 + SHAPE, np.inf),
+        _spoiled(1 + SHAPE, 1e9),
         _spoiled(NEW, 3),
         _spoiled(NEW, -1),
         _spoiled(NEW, 0.5),
@@ -254,13 +304,16 @@ def test_a_malformed_question(wrong: dict[str, Any]) -> None:
         Question(**wrong)
 
 
+SIXTEENTHS = tuple(range(1, 16))
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"features": (0, 1), "cuts": ((1, 2, 3, 4, 5, 6, 7),)},
+        {"features": (0, 1), "cuts": (SIXTEENTHS,)},
         {"features": (0,), "cuts": ((1, 2),)},
-        {"features": (0,), "cuts": ((7, 6, 5, 4, 3, 2, 1),)},
-        {"features": (0,), "cuts": ((1, 2, 3, 4, 5, 6, 7),), "steps": (1.0,)},
+        {"features": (0,), "cuts": (SIXTEENTHS[::-1],)},
+        {"features": (0,), "cuts": (SIXTEENTHS,), "steps": (1.0,)},
     ],
 )
 def test_a_malformed_tree(wrong: dict[str, Any]) -> None:

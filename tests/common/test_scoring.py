@@ -253,11 +253,11 @@ def test_amounts_of_trees_are_what_their_definition_says() -> None:
     schema = schema.model_copy(update={"columns": tuple(columns)})
     rng = np.random.default_rng(1)
     shapes = (
-        ((1,), (7,)),
-        ((1, 0, 2), (1, 1, 1)),
-        ((1, 1, 2), (1, 1, 1)),
-        ((2, 2), (3, 1)),
-        ((4, 1), (3, 1)),
+        ((1,), (15,)),
+        ((1, 0, 2), (3, 1, 1)),
+        ((1, 1, 2), (3, 1, 1)),
+        ((2, 2), (3, 3)),
+        ((4, 1), (3, 3)),
     )
     trees = tuple(
         Tree(
@@ -432,7 +432,7 @@ DAMAGED: list[tuple[Callable[[], SavedModel], str]] = [
     (with_tensor("boosted-trees", put(2, 0.5)), "whole numbers"),
     (with_tensor("boosted-trees", put(1, 3.0)), "whole numbers"),  # a shape
     (with_tensor("boosted-trees", put(5, 1e30)), "does not have|ascend"),  # a cut
-    (with_tensor("boosted-trees", put(19, 1e4)), "at most"),  # a step
+    (with_tensor("boosted-trees", put(20, 1e4)), "at most"),  # a step
     (lambda: changed("boosted-trees", rounds=5), "another length"),
     (lambda: changed("boosted-trees", rounds=6.0), "must be of type int, is float"),
     (lambda: changed("boosted-trees", rounds=True), "must be of type int, is bool"),

@@ -145,7 +145,7 @@ def _forest(graph: Graph, model: SavedModel) -> str:
     codes = graph.double(_schema_codes(graph, _schema(model)))
     value = graph.constant(forest.base)
     if forest.trees:
-        # A grid of eight leaves is a full binary tree: seven nodes, numbered like a heap, then the leaves.
+        # A grid of sixteen leaves is a full binary tree: fifteen nodes, numbered like a heap, then the leaves.
         splits = [_splits(tree) for tree in forest.trees]
         count, inner = len(splits), LEAVES - 1
         nodes = range(inner + LEAVES)

@@ -1,15 +1,18 @@
 """Boosted random trees: an accurate model from few sums, made of trees whose shape looks at no gradient.
 
 Question       A schema (bins with noisy counts by label, learners.schema) and how many rounds of how many trees.
-Contribution   At the model so far a customer has probability p, gradient g = p - y and curvature h = p (1 - p); they
-               add (g, 3 h) to the one leaf of each new tree that they fall into. Since h = |g| (1 - |g|),
-               g^2 + 9 h^2 <= 1: over k trees the l2 norm is at most sqrt(k), and the curvature costs nothing.
-Reading        Leaf totals (G, H) with noise of std s become -G / (H + lambda + (1 + s^2 / H) / tau^2): a Newton step
-               under a Gaussian prior of std tau, so a leaf that the noise drowns stays near zero (H itself is drawn
-               to what the schema's counts expect). A round adds the mean of its trees' steps.
+Contribution   At the model so far a customer has probability p, gradient g = p - y and curvature h = p (1 - p). Both
+               shrink by min(1, CLIP / |g|): the loss is logistic up to there and straight beyond, as Huber's. They
+               add (g, CURVATURE h) / LONGEST to the one leaf of each new tree that they fall into. Since h =
+               |g| (1 - |g|), that vector is never longer than 1: over k trees the l2 norm is at most sqrt(k).
+Reading        Leaf totals become a Newton step under a Gaussian prior on the tree's steps: std tau, and the more
+               alike the nearer two leaves lie on the grid. So a leaf that the noise drowns leans on its neighbours,
+               or stays near zero (H itself is drawn to what the schema's counts expect). A round adds `rate` times
+               the mean of its trees' steps. The finished model is the mean of the last rounds' models, so that
+               their noise is averaged too (Polyak & Juditsky 1992).
 
-A tree is a grid of at most eight leaves: three features cut in two, two features cut in four and two, or one cut in
-eight, which learns what a feature does by itself. Features are drawn in proportion to a power of their
+A tree is a grid of at most sixteen leaves: three features cut in four, two and two, two features cut in four each, or
+one cut in sixteen, which learns what a feature does by itself. Features are drawn in proportion to a power of their
 noisy gain in the schema's counts, with a uniform floor; cuts are drawn evenly. Nothing is asked twice: the
 schema's counts by label stand in for a guide sum. After Maddock et al. 2022 (arXiv 2210.02910): random splits,
 batches of trees between two sums.
@@ -17,8 +20,8 @@ batches of trees between two sums.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
-from math import log, prod, sqrt
+from functools import cached_property, lru_cache
+from math import ceil, log, prod, sqrt
 from typing import Any, Self
 
 import numpy as np
@@ -32,11 +35,14 @@ from sfumato.common.errors import BadInput
 from sfumato.common.learners.bins import Column, Schema
 from sfumato.common.learners.schema import label_codes
 
-LEAVES = 8
-SHAPES = ((7,), (1, 1, 1), (3, 1))  # how many cuts each feature of a tree gets
-_FEATURES, _CUTS = 3, 7
+LEAVES = 16
+SHAPES = ((15,), (3, 1, 1), (3, 3))  # how many cuts each feature of a tree gets
+_FEATURES, _CUTS = 3, 15
 _SHAPE_NUMBERS = 1 + _FEATURES + _CUTS  # a tree's shape as float32; its leaves follow once they are known
-CURVATURE = 3.0
+CLIP = 0.75  # of a gradient: most who leave have a long one, and the noise must hide the longest
+CURVATURE = 0.75  # how much of it is sent: it can be guessed from the schema, the gradient cannot
+LONGEST = CLIP * sqrt(1 + (CURVATURE * (1 - CLIP)) ** 2)
+OWN, NEAR = 0.3, 0.5  # of a step's variance: a leaf's own part; what one cell further on still shares
 SPREAD = 0.5  # how far a leaf's share is off the product of its features' shares
 LARGEST_STEP = 1e3
 STEEPEST = 30.0  # log-odds beyond it are as good as certain
@@ -48,17 +54,18 @@ Asked = npt.NDArray[np.float32]
 
 class Question(BaseModel):
     """How much to ask. `interplay` is the share of trees that cut more than one feature; `power` and `floor` say
-    how strongly noisy gains guide the draw, `tau` and `ridge` how far noise shrinks a step."""
+    how strongly noisy gains guide the draw, `tau` how far noise shrinks a step; `averaged` is the part of the
+    rounds, the last ones, whose models are averaged."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     seed: int = Field(default=0, ge=0)
     rounds: int = Field(default=40, ge=1, le=500)
     trees: int = Field(default=12, ge=1, le=64)
-    interplay: float = Field(default=0.6, ge=0, le=1)
-    rate: float = Field(default=1.0, gt=0, le=10)
-    tau: float = Field(default=1.2, gt=0)
-    ridge: float = Field(default=1.0, ge=0)
+    interplay: float = Field(default=0.7, ge=0, le=1)
+    rate: float = Field(default=1.4, gt=0, lt=2)  # from 2 on, trees that say the same swing ever further
+    tau: float = Field(default=1.0, gt=0)
+    averaged: float = Field(default=0.4, ge=0, le=1)
     power: float = Field(default=0.9, ge=0)
     floor: float = Field(default=0.15, ge=0, le=1)
 
@@ -147,15 +154,23 @@ class RandomTrees:
         return encode(self.forest(totals[:round_]), self.trees(round_))
 
     def forest(self, totals: list[NoisySum]) -> Forest:
-        """The model after these rounds. Steps are float32: what is read is what the branches worked with."""
+        """The model after these rounds; after the last one, the finished one. Steps are float32: what is read is
+        what the branches worked with."""
+        finished = len(totals) == self.question.rounds
         grown: list[Tree] = []
         for round_, total in enumerate(totals):
-            steps = self._steps(round_, total)
+            steps = self._steps(round_, total) * np.float32(self._part(round_) if finished else 1)
             for tree, step in zip(self.trees(round_), steps, strict=True):
                 grown.append(tree.model_copy(update={"steps": tuple(step.tolist())}))
         rate = (self.schema.positives or 0.0) / self.schema.customers
         rate = min(max(rate, 1e-3), 1 - 1e-3)
-        return Forest(base=float(np.float32(log(rate / (1 - rate)))), trees=tuple(grown))
+        base = rate if finished else _balanced(rate)
+        return Forest(base=float(np.float32(log(base / (1 - base)))), trees=tuple(grown))
+
+    def _part(self, round_: int) -> float:
+        """How much of a round's steps is in the mean of the last rounds' models."""
+        last = max(ceil(self.question.averaged * self.question.rounds), 1)
+        return min(self.question.rounds - round_, last) / last
 
     def read(self, totals: list[NoisySum]) -> dict[str, Any]:
         """The `Forest`, as JSON."""
@@ -163,10 +178,15 @@ class RandomTrees:
 
     def _steps(self, round_: int, total: NoisySum) -> Asked:
         """A round's totals to steps, float32 [trees, LEAVES]."""
-        q, noise = self.question, total.std
-        g, h = total.values.reshape(q.trees, LEAVES, 2).transpose(2, 0, 1)
+        q, noise = self.question, total.std * LONGEST
+        g, h = LONGEST * total.values.reshape(q.trees, LEAVES, 2).transpose(2, 0, 1)
         h = self._curvature(round_, h / CURVATURE, noise / CURVATURE)
-        steps = -g / (h + q.ridge + (1 + noise**2 / h) / q.tau**2) * (q.rate / q.trees)
+        # -g / h tells a leaf's step with variance (noise^2 + h) / h^2; what the customers left to chance is h.
+        precision = h**2 / (noise**2 + h)
+        prior = np.stack([_alike_inverse(tuple(map(len, t.cuts))) for t in self.trees(round_)]) / q.tau**2
+        known = np.einsum("tl,lm->tlm", precision, np.eye(LEAVES))
+        steps = np.linalg.solve(prior + known, (precision * -g / h)[:, :, None])[:, :, 0]
+        steps *= q.rate / q.trees
         return np.asarray(steps.clip(-LARGEST_STEP, LARGEST_STEP), dtype=np.float32)
 
     def _curvature(self, round_: int, h: Floats, noise: float) -> Floats:
@@ -238,7 +258,7 @@ class RandomTrees:
     # --- at a branch -------------------------------------------------------------------------------------
 
     def contribute(self, round_: int, columns: Mapping[str, Any], asked: Asked | None) -> Rows:
-        """Each customer's (g, 3 h) in their leaves, float64 [n, length]. Raises ValueError on another `asked`.
+        """Each customer's part of their leaves, float64 [n, length]. Raises ValueError on another `asked`.
 
         Whoever's label the contract rules out adds nothing.
         """
@@ -250,7 +270,10 @@ class RandomTrees:
         forest, trees = self._decode(round_, asked)
         p = 1 / (1 + np.exp(-forest.logits(codes)))
         known = labels >= 0
-        g, h = np.where(known, p - labels, 0.0), np.where(known, p * (1 - p), 0.0) * CURVATURE
+        g = np.where(known, p - labels, 0.0)
+        scale = np.minimum(1.0, CLIP / np.maximum(np.abs(g), CLIP)) / LONGEST
+        h = np.where(known, p * (1 - p), 0.0) * scale * CURVATURE
+        g = g * scale
         rows = np.zeros((len(codes), self.length(round_)))
         everyone = np.arange(len(codes))
         for place, tree in enumerate(trees):
@@ -283,6 +306,26 @@ class RandomTrees:
                     0 <= feature < len(cardinalities) and cuts[0] >= 1 and cuts[-1] <= cardinalities[feature]
                 ):
                     raise ValueError("a tree cuts what the schema does not have")
+
+
+def _balanced(rate: float) -> float:
+    """The probability at which the clipped gradients of a whole with this share of positives add up to zero."""
+    if rate > 0.5:
+        return 1 - _balanced(1 - rate)
+    return rate if 1 - rate <= CLIP else CLIP * rate / (1 - rate)
+
+
+@lru_cache
+def _alike_inverse(shape: tuple[int, ...]) -> Floats:
+    """Of the steps' prior correlation over a grid, the inverse, float64 [LEAVES, LEAVES].
+
+    Each feature has its part, which fades from cell to cell; the rest is each leaf's own, less where there is one
+    feature.
+    """
+    cells = np.stack(np.unravel_index(np.arange(LEAVES), [c + 1 for c in shape]))
+    own = OWN if len(shape) > 1 else OWN / 3
+    alike = (NEAR ** np.abs(cells[:, :, None] - cells[:, None, :])).mean(axis=0)
+    return np.asarray(np.linalg.inv(own * np.eye(LEAVES) + (1 - own) * alike))
 
 
 def _best_cut(column: Column, rate: float) -> float:

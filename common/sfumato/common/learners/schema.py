@@ -4,7 +4,7 @@ Question       The contract's model features, each on a fine public grid.
 Contribution   One customer adds one to one fine cell of every feature (its cell and, where the contract has a label,
                the label's value): over F features the l2 norm is sqrt(F).
 Reading        Quantile bins of equal noisy mass, a bin of its own for a heavy atom, rare categories merged. No bin is
-               made that noise alone could have made. Categories are put in the order of their noisy log-odds.
+               made that noise could easily have made. Categories are put in the order of their noisy log-odds.
 
 The answer is a `Schema`: public from then on, kept beside the models, and all that a learner needs to turn columns
 into codes. Vault and coordinator use the same bytes of it, so nothing is worked out twice.
@@ -37,7 +37,7 @@ from sfumato.common.learners.encoding import (
 __all__ = ["Column", "FineGrid", "Schema", "SchemaRound", "label_codes"]
 
 FINE_CELLS = 128  # of a number; more would only add up more noise
-STANDS_OUT = 3.0  # standard deviations: below that a count may be nobody's
+STANDS_OUT = 2.0  # standard deviations: below that a count may well be nobody's
 HEAVY = 0.7  # of a bin's share: a cell this full is an atom
 
 Floats = npt.NDArray[np.float64]
@@ -176,8 +176,11 @@ def label_codes(contract: Contract, columns: Mapping[str, Any]) -> Ints:
 
 def _column(grid: FineGrid, counts: Floats, customers: float, std: float, bins: int) -> Column:
     """The bins of one feature, from its noisy counts [cells] or, by label, [cells, 2]."""
-    both = counts.sum(axis=1)
-    groups = _quantiles(both[:-1], customers, std, bins) if grid.spec.numeric else _frequent(both[:-1], std)
+    both, label = counts.sum(axis=1), _surprise(counts, std)
+    if grid.spec.numeric:
+        groups = _quantiles(both[:-1], label[:-1], customers, std, bins)
+    else:
+        groups = _frequent(both[:-1], label[:-1], std)
     null = len(both) - 1
     heaviest = max(range(len(groups)), key=lambda b: float(both[groups[b]].sum()))
     if both[null] >= STANDS_OUT * std:
@@ -208,7 +211,16 @@ def _column(grid: FineGrid, counts: Floats, customers: float, std: float, bins: 
     )
 
 
-def _quantiles(counts: Floats, customers: float, std: float, bins: int) -> list[list[int]]:
+def _surprise(counts: Floats, std: float) -> Floats:
+    """How many positives a cell has beyond its share, in standard deviations of the noise; 0 without a label."""
+    if counts.shape[1] < 2:
+        return np.zeros(len(counts))
+    rate = float(np.clip(counts[:, 1].sum() / max(counts.sum(), 1.0), 0.0, 1.0))
+    noise = max(std / sqrt(2) * sqrt(rate**2 + (1 - rate) ** 2), 1e-12)
+    return np.asarray((counts[:, 1] - rate * counts.sum(axis=1)) / noise)
+
+
+def _quantiles(counts: Floats, label: Floats, customers: float, std: float, bins: int) -> list[list[int]]:
     """Runs of neighbouring cells: atoms alone, the rest in bins of equal mass, none of them within the noise."""
     counts = _consistent(counts, customers)
     heavy = max(HEAVY * customers / bins, STANDS_OUT * std)
@@ -228,7 +240,7 @@ def _quantiles(counts: Floats, customers: float, std: float, bins: int) -> list[
             run = []
     if run:
         groups.append(run)
-    return _merged(groups, counts, std, target)
+    return _merged(groups, counts, label, std, target)
 
 
 def _consistent(counts: Floats, customers: float) -> Floats:
@@ -243,14 +255,18 @@ def _mass(counts: Floats, cells: list[int]) -> float:
     return float(counts[cells].sum())
 
 
-def _merged(groups: list[list[int]], counts: Floats, std: float, target: float) -> list[list[int]]:
-    """What is left between two atoms and lies within the noise joins its lighter neighbour."""
+def _merged(
+    groups: list[list[int]], counts: Floats, label: Floats, std: float, target: float
+) -> list[list[int]]:
+    """What is left between two atoms and lies within the noise, label and all, joins its lighter neighbour."""
     while len(groups) > 1:
         masses = [_mass(counts, g) for g in groups]
         weak = [
             i
             for i, (g, m) in enumerate(zip(groups, masses, strict=True))
-            if m < max(STANDS_OUT * std * sqrt(len(g)), target / 3) and not m >= STANDS_OUT * std * len(g)
+            if m < max(STANDS_OUT * std * sqrt(len(g)), target / 3)
+            and m < STANDS_OUT * std * len(g)
+            and abs(label[g].sum()) < STANDS_OUT * sqrt(len(g))
         ]
         if not weak:
             break
@@ -261,9 +277,10 @@ def _merged(groups: list[list[int]], counts: Floats, std: float, target: float) 
     return groups
 
 
-def _frequent(counts: Floats, std: float) -> list[list[int]]:
-    """A bin a category that stands out; the others, and what no category names, share one."""
-    frequent = [i for i in range(len(counts) - 1) if counts[i] >= STANDS_OUT * std]
+def _frequent(counts: Floats, label: Floats, std: float) -> list[list[int]]:
+    """A bin a category that stands out, by count or label; the others, and what no category names, share one."""
+    stands = (counts >= STANDS_OUT * std) | (np.abs(label) >= STANDS_OUT)
+    frequent = [i for i in range(len(counts) - 1) if stands[i]]
     rare = [i for i in range(len(counts)) if i not in frequent]
     if not frequent:
         return [rare]
