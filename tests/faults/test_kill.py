@@ -1,21 +1,26 @@
 """kill -9 in mid-run of a courier, a vault and the coordinator: a clear end, nothing uncharged, and it goes on."""
 
 import os
+import re
 import signal
 import time
 from collections import Counter
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from sfumato.client.status import read_status
+from sfumato.privacy.cli import audit
 from sfumato.privacy.door import Door
 from sfumato.privacy.ledger import Ledger
+from sfumato.server.cli import job
 from sfumato.server.run_files import INTERRUPTED
 
 pytestmark = pytest.mark.slow
 
 VICTIM = "branch-2"
+BACK_SECONDS = 120.0
 
 
 def reserved(small: Any, branch: str) -> float:
@@ -81,26 +86,51 @@ def test_of_a_vault_the_job_ends_with_a_reason_and_the_vault_is_started_again(sm
     small.assert_nothing_uncharged()
 
 
-def test_of_the_coordinator_a_fresh_one_says_how_the_run_ended(small: Any) -> None:
-    run_id = small.whole.submit(small.job("coordinator-killed", rounds=1000))
+def test_of_the_coordinator_a_fresh_one_resumes_the_run_and_no_round_is_charged_twice(small: Any) -> None:
+    rounds, home = 120, small.whole.home.path
+    run_id = small.whole.submit(small.job("coordinator-killed", rounds=rounds, epsilon=0.2))
     small.in_mid_run(run_id)
     assert small.kill_tree(*small.whole.coordinator.pids.values()) == 2, "SuperLink and executor"
     assert small.whole.result(run_id)["state"] == "running"
     small.restart_coordinator()
-    state, result = small.ended(run_id, timeout=5.0)
+    assert small.whole.coordinator.waiting == [run_id]
+    state, cut = small.ended(run_id, timeout=5.0)
     assert state.sub_status == "stopped"
-    assert (result["state"], result["reason"]) == ("failed", INTERRUPTED)
-    assert result["open_at"] == sorted(small.whole.branches)
+    assert (cut["state"], cut["reason"]) == ("failed", INTERRUPTED)
+    assert cut["open_at"] == sorted(small.whole.branches)
     assert all(r.finished for r in small.whole.control.list_runs())
-    small.assert_nothing_uncharged(result)
-    received = Counter(name for e in small.events(run_id) if e["event"] == "round" for name in e["branches"])
-    for name, branch in small.whole.branches.items():
-        charges = Ledger.read(branch.ledger).entries("charge", job_id=result["job_id"])
-        assert 2 <= received[name] <= sum(c.body["what"] == "weights" for c in charges)
-    assert all(reserved(small, b) > 0.05 for b in small.whole.branches), "no branch knows that it is over"
+    small.assert_nothing_uncharged(cut)
+    paid = {name: charged(small, name, cut["job_id"]) for name in small.whole.branches}
+    done = [e["round"] for e in small.events(run_id) if e["event"] == "round"]
+    assert all(paid[name]["weights", r] == 1 for name in paid for r in done)
+    assert max(done) < rounds, "it was cut short"
+    assert all(reserved(small, b) > 0.01 for b in small.whole.branches), "no branch knows that it is over"
 
-    after = small.works_again()
+    small.whole.await_branches(timeout=BACK_SECONDS)
+    said = CliRunner().invoke(job, ["resume", str(run_id), "--coordinator", str(home)])
+    assert said.exit_code == 0, said.output
+    resumed = int(re.findall(r"goes on as run (\d+)", said.output)[0])
+    state, result = small.ended(resumed)
+    assert (state.sub_status, result["state"], result["resumes"]) == ("completed", "finished", run_id), result
+    assert result["audit"] in ("consistent", "flagged")
+    told = small.events(resumed)
+    again = next(e["round"] for e in told if e["event"] == "round")
+    assert again >= max(done), "what was finished is not asked again"
+    print(f"killed in round {max(done)} of {rounds}, resumed in round {again}")
+    once = {("size", 0): 1, ("score-histogram", rounds): 1, **{("weights", r + 1): 1 for r in range(rounds)}}
+    for name in small.whole.branches:
+        assert charged(small, name, result["job_id"]) == once
     assert all(reserved(small, b) == pytest.approx(0, abs=1e-9) for b in small.whole.branches)
-    assert small.whole.result(run_id)["open_at"] == []
-    small.assert_nothing_uncharged(after)
-    small.whole.ledgers_verify(after)
+    assert small.whole.result(run_id)["open_at"] == result["open_at"] == []
+    small.assert_nothing_uncharged(result)
+    small.whole.ledgers_verify(result)
+    audited = CliRunner().invoke(audit, ["privacy", str(resumed), "--coordinator", str(home)])
+    assert audited.exit_code == 0 and f"Verdict: {result['audit']}" in audited.output
+    twice = CliRunner().invoke(job, ["resume", str(run_id), "--coordinator", str(home)])
+    assert f"run {run_id} was resumed as run {resumed}" in str(twice.exception)
+
+
+def charged(small: Any, branch: str, job_id: str) -> Counter[tuple[str, int]]:
+    """How often a branch was charged for each round of a job."""
+    charges = Ledger.read(small.whole.branches[branch].ledger).entries("charge", job_id=job_id)
+    return Counter((c.body["what"], c.body["round"]) for c in charges)
