@@ -131,8 +131,10 @@ def _print_json(value: Any) -> None:
 
 
 def _cells(s: Mapping[str, Any]) -> list[str]:
+    from sfumato.server.report_words import rounded_up
+
     made = str(s["made"] or "")[:16].replace("T", " ")
-    epsilon = "" if s["epsilon"] is None else f"{s['epsilon']:.3g}"
+    epsilon = "" if s["epsilon"] is None else rounded_up(s["epsilon"])
     cells = (
         s["run"],
         s["name"],
@@ -232,9 +234,10 @@ def _inside(kind: str, inside: Mapping[str, Any]) -> list[tuple[str, Table]]:
             table.add_row(column["column"], f"{column['moves']:.3f}")
         found.append((f"{inside['trees']} trees; what each column moves", table))
     elif kind == "segments":
-        table = Table("segment", "customers", *inside["names"], box=None)
-        for s in inside["segments"]:
-            middles = (_estimate("", s["centre"].get(name)) for name in inside["names"])
-            table.add_row(str(s["segment"]), _estimate("", s["customers"]), *middles)
+        segments = inside["segments"]  # a column each: there are few, and many numbers
+        table = Table("", *(f"segment {s['segment']}" for s in segments), box=None)
+        table.add_row("customers", *(_estimate("", s["customers"]) for s in segments))
+        for name in inside["names"]:
+            table.add_row(name, *(_estimate("", s["centre"].get(name)) for s in segments))
         found.append((f"{inside['count']} segments", table))
     return found

@@ -46,7 +46,13 @@ def points(place: int, attribute: Mapping[str, Any]) -> Plot:
         f"points-{place}",
         name.replace("_", " "),
         says,
-        draw(f"points-{place}", name, f"Points with 95% bands. {says}", (5.0, 3.2), paint),
+        draw(
+            f"points-{place}",
+            name,
+            f"Points with 95% bands. {says}",
+            (8.2 if len(bins) > 12 else 5.0, 3.2),
+            paint,
+        ),
         (
             "Bin",
             "Points",
