@@ -13,16 +13,8 @@ import sys
 from dataclasses import dataclass
 
 import numpy as np
-from learners import (
-    SCHEMA_SHARE,
-    SETS,
-    SecureSums,
-    Split,
-    central_xgboost,
-    path_of,
-    schema_of,
-    split_of,
-)
+from learner_sets import SETS, Split, central_xgboost, path_of, split_of
+from learners import SCHEMA_SHARE, SecureSums, schema_of
 from sklearn.linear_model import LogisticRegression
 from tuning import auc
 

@@ -11,7 +11,7 @@ import sys
 from dataclasses import dataclass
 
 import numpy as np
-from learners import path_of, read
+from learner_sets import path_of, read
 from rounds import rounds_of
 from sklearn.cluster import KMeans
 

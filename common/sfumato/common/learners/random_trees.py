@@ -253,7 +253,7 @@ class RandomTrees:
         """What the best single cut of each feature gains by the schema's counts, noise taken off; float64 [F]."""
         assert self.schema.positives is not None
         rate = min(max(self.schema.positives / self.schema.customers, 1e-3), 1 - 1e-3)
-        return np.array([_best_cut(c, rate) for c in self.schema.columns])
+        return np.array([_best_cut(c, rate, self.schema.customers) for c in self.schema.columns])
 
     # --- at a branch -------------------------------------------------------------------------------------
 
@@ -328,20 +328,18 @@ def _alike_inverse(shape: tuple[int, ...]) -> Floats:
     return np.asarray(np.linalg.inv(own * np.eye(LEAVES) + (1 - own) * alike))
 
 
-def _best_cut(column: Column, rate: float) -> float:
+def _best_cut(column: Column, rate: float, customers: float) -> float:
     assert column.positives is not None
-    n, positives = np.array(column.counts), np.array(column.positives)
+    n, positives, spread = np.array(column.counts), np.array(column.positives), np.array(column.stds) ** 2
+    # All columns count the same customers, and their residuals add up to nothing: what is known takes noise away.
+    h = np.maximum(n + spread / spread.sum() * (customers - n.sum()), 0.0) * rate * (1 - rate)
     # Counts of positives and of the others have equal, independent noise: half a count's variance each.
-    noise = np.array(column.stds) ** 2 / 2 * (rate**2 + (1 - rate) ** 2)
-    sums = np.cumsum([n * rate - positives, np.maximum(n, 0) * rate * (1 - rate), noise], axis=1)
-    best = 0.0
-    for left in sums.T[:-1]:
-        best = max(best, sum(_gain(*side) for side in (left, sums[:, -1] - left)))
-    return best
-
-
-def _gain(g: float, h: float, noise: float) -> float:
-    return float(max(g * g - noise, 0.0) / (h + 1 + noise / max(h, 1.0)))
+    noise = spread / 2 * (rate**2 + (1 - rate) ** 2) + 1e-9
+    g = n * rate - positives
+    left_g, left_h, left_noise = np.cumsum([g - noise / noise.sum() * g.sum(), h, noise], axis=1)[:, :-1]
+    rest = left_noise * np.maximum(1 - left_noise / noise.sum(), 0.0)
+    sides = 1 / (left_h + np.sqrt(rest) + 1) + 1 / (h.sum() - left_h + np.sqrt(rest) + 1)
+    return float(np.max(np.maximum(left_g**2 - rest, 0.0) * sides, initial=0.0))
 
 
 # --- as float32 --------------------------------------------------------------------------------------------
