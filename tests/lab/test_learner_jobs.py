@@ -22,9 +22,12 @@ from sfumato.common.errors import BadInput, RefusalCode
 from sfumato.common.job import AnyJob, LearnerJob, load_job, sign_job
 from sfumato.common.learners import catalogue
 from sfumato.common.learners.bins import Schema
+from sfumato.common.learners.components import Components, Inputs, Moments
+from sfumato.common.learners.encoding import FeatureSpec
 from sfumato.common.learners.learner import Coded
 from sfumato.common.learners.models import SavedModel
 from sfumato.common.learners.schema import SchemaRound
+from sfumato.common.learners.scoring import scorer
 from sfumato.lab.in_process import Answerer, open_vaults, run_in_process
 from sfumato.lab.simulate import SimulatedBranches, simulated_branches
 from sfumato.privacy.mechanisms import SumNoise
@@ -338,3 +341,55 @@ def test_a_model_file_comes_back_as_it_was(village: Village, tmp_path: Path) -> 
         file.write_bytes(damage)
         with pytest.raises(BadInput, match="not a model file"):
             SavedModel.read(file)
+
+
+SEGMENTS = (
+    '[job]\nname = "segments"\nkind = "segments"\npurpose = "Know the kinds."\ncontract = "village"\n'
+    '[privacy]\ntarget_epsilon = 20.0\ndelta = 1e-5\nmode = "secure-sum"\n'
+    "[question]\nsegments = 3\ndimensions = 2\n[federation]\nmin_branches = 3\n"
+)
+
+
+@pytest.mark.usefixtures("without_noise")
+def test_segments_by_components_say_who_is_in_them(village: Village, tmp_path: Path) -> None:
+    """Held against every customer, assigned with the saved model: sizes, means on the scale, and shares."""
+    (tmp_path / "job.toml").write_text(SEGMENTS)
+    outcome = village.run(load_job(tmp_path / "job.toml"))
+    assert outcome.answer is not None and outcome.model is not None
+    ready = scorer(outcome.model, village.contract)
+    columns = [d.columns(ready.columns) for d in village.data()]
+    segment = np.concatenate([ready.score(c).segment for c in columns])  # type: ignore[arg-type]
+    visits = np.concatenate([c["visits"].to_numpy() for c in columns])
+    gold = np.concatenate([np.array(c["tier"].to_pylist()) == "gold" for c in columns])
+    for j, found in enumerate(outcome.answer["segments"]):
+        own = segment == j
+        assert found["customers"]["value"] == pytest.approx(own.sum(), abs=0.01)
+        assert found["centre"]["visits"]["value"] == pytest.approx(visits[own].mean(), abs=0.01)
+        assert found["mix"]["tier"]["gold"]["value"] == pytest.approx(gold[own].mean(), abs=1e-3)
+
+
+def test_components_are_those_of_the_covariance() -> None:
+    """Against numpy's own; a customer's vector is never longer than 1."""
+    specs = (
+        FeatureSpec("a", bounds=(0.0, 1.0)),
+        FeatureSpec("b", bounds=(0.0, 1.0)),
+        FeatureSpec("c", categories=("x", "y")),
+    )
+    moments = Moments(Inputs(specs))
+    rng = np.random.default_rng(5)
+    a = rng.random(500)
+    columns = {"a": a, "b": np.clip(a + 0.1 * rng.normal(size=500), 0, 1), "c": np.where(a > 0.5, "x", "y")}
+    rows = moments.contribute(columns).rows
+    assert rows.shape == (500, moments.length)
+    assert np.linalg.norm(rows, axis=1).max() <= 1 + 1e-12
+    found = moments.components(NoisySum(rows.sum(axis=0), 1e-9), 2)
+    inputs = moments.inputs.matrix(columns)
+    values, vectors = np.linalg.eigh(np.cov(inputs.T, bias=True))
+    assert np.allclose(found.mean, inputs.mean(axis=0))
+    assert np.allclose(np.abs(found.directions.T @ vectors[:, ::-1][:, :2]), np.eye(2), atol=1e-6)
+    assert found.scale == pytest.approx(3 * values[-1] ** 0.5)
+    again = Components.of(found.flat(), inputs.shape[1], 2)
+    assert np.allclose(again.places(inputs), found.places(inputs), atol=1e-5)
+    for wrong in (found.flat()[:-1], np.where(np.arange(found.flat().size) == 0, 0, found.flat())):
+        with pytest.raises(ValueError, match="finite numbers"):
+            Components.of(wrong, inputs.shape[1], 2)

@@ -54,7 +54,14 @@ def _segments(answer: dict[str, Any]) -> Table:
     shown.add_row("share", *(_percent(s["share"]) for s in segments))
     for name in answer["names"]:
         shown.add_row(name, *(_middle(s["centre"][name]) for s in segments))
+    for name in segments[0].get("mix", ()):
+        shown.add_row(f"most often, {name}", *(_commonest(s["mix"][name]) for s in segments))
     return shown
+
+
+def _commonest(mix: dict[str, dict[str, float]]) -> str:
+    category = max(mix, key=lambda c: mix[c]["value"])
+    return f"{category}: {_percent(mix[category])}"
 
 
 def _middle(centre: dict[str, float]) -> str:

@@ -4,8 +4,9 @@ Phantom customers ride along in slots of their own, through the same clipping, s
 privacy.audit). Nothing is computed before the door calls for it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain, repeat
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ from sfumato.privacy.noise import SecureRandom
 from sfumato.privacy.phantoms import Phantoms
 from sfumato.privacy.plan import MOST_SUMMED, Ask
 
-PART = 1 << 15  # customers whose vectors lie in memory at once
+PART_NUMBERS = 1 << 22  # of customers' vectors that lie in memory at once
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class Contributing:
         if ask.what == "size":
             rows = int((~customers.holdout).sum())
             return _exact(
-                lambda: Cells(np.zeros((rows, 1), dtype=np.int64), np.ones(1), 1), ask.max_norm, phantoms
+                lambda: [Cells(np.zeros((rows, 1), dtype=np.int64), np.ones(1), 1)], ask.max_norm, phantoms
             )
         net = churn_net.build(self._contract, job.model, job.training.seed)
         load_weights(net, body)
@@ -89,7 +90,15 @@ class Contributing:
         columns = self._data.columns(analysis.columns)
         nobody = {name: values.slice(0, 0) for name, values in columns.items()}
         _refusing(lambda: analysis.contribute(round_, nobody, asked))
-        return _exact(lambda: analysis.contribute(round_, columns, asked), ask.max_norm, phantoms)
+        rows = len(next(iter(columns.values())))
+        step = max(PART_NUMBERS // max(1, analysis.length(round_)), 256)
+
+        def parts() -> Iterator[Contributions]:
+            for start in range(0, max(rows, 1), step):
+                some = {name: values.slice(start, step) for name, values in columns.items()}
+                yield analysis.contribute(round_, some, asked)
+
+        return _exact(parts, ask.max_norm, phantoms)
 
     def _of_gradient(
         self, job_id: str, job: ChurnNetJob, ask: Ask, body: Vector | None, phantoms: Phantoms
@@ -131,7 +140,7 @@ class Contributing:
             asked = SchemaRound(self._contract, job.binning.bins)
             columns = data.columns(asked.columns)
             return _exact(
-                lambda: _some(asked.contribute(0, columns, None), ~data.holdout), ask.max_norm, phantoms
+                lambda: [_some(asked.contribute(0, columns, None), ~data.holdout)], ask.max_norm, phantoms
             )
         schema = job.binning.known or bins
         if schema is None:
@@ -155,20 +164,13 @@ class Contributing:
             )
         _refusing(lambda: learner.contribute(round_ - 1, nobody, model))
         training = customers[~data.holdout]
-        parts = [training[start : start + PART] for start in range(0, max(len(training), 1), PART)]
+        step = max(PART_NUMBERS // max(1, learner.length(round_ - 1)), 256)
 
-        def compute() -> BoundedSum:
-            return BoundedSum.of_parts(
-                (
-                    (phantoms if n == 0 else phantoms.slots_alone()).extend(
-                        learner.contribute(round_ - 1, part, model), ask.max_norm
-                    )
-                    for n, part in enumerate(parts)
-                ),
-                ask.max_norm,
-            )
+        def parts() -> Iterator[Contributions]:
+            for start in range(0, max(len(training), 1), step):
+                yield learner.contribute(round_ - 1, training[start : start + step], model)
 
-        return Contribution(compute, l2_sensitivity=GRID)
+        return _exact(parts, ask.max_norm, phantoms)
 
     def _of_evaluation(
         self,
@@ -186,7 +188,7 @@ class Contributing:
             found = self._data.columns(grouped.columns)
             columns = {name: found[name].filter(rows) for name in grouped.columns}
 
-        return _exact(lambda: grouped.contribute(*scored(), columns), ask.max_norm, phantoms)
+        return _exact(lambda: [grouped.contribute(*scored(), columns)], ask.max_norm, phantoms)
 
 
 def _refusing(form: Callable[[], object]) -> None:
@@ -224,7 +226,13 @@ def _floats(body: Vector | None) -> churn_net.Weights:
     return body.astype(np.float32, copy=False)
 
 
-def _exact(contributions: Callable[[], Contributions], max_norm: float, phantoms: Phantoms) -> Contribution:
-    return Contribution(
-        lambda: BoundedSum.of(phantoms.extend(contributions(), max_norm), max_norm), l2_sensitivity=GRID
-    )
+def _exact(parts: Callable[[], Iterable[Contributions]], max_norm: float, phantoms: Phantoms) -> Contribution:
+    """The sum over customers who come a part at a time; the phantoms ride with the first."""
+
+    def compute() -> BoundedSum:
+        riders = chain([phantoms], repeat(phantoms.slots_alone()))
+        return BoundedSum.of_parts(
+            (p.extend(part, max_norm) for p, part in zip(riders, parts(), strict=False)), max_norm
+        )
+
+    return Contribution(compute, l2_sensitivity=GRID)

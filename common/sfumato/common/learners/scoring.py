@@ -19,8 +19,9 @@ from sfumato.common.job import Model
 from sfumato.common.learners import churn_net, kmeans
 from sfumato.common.learners.bins import Schema
 from sfumato.common.learners.churn_net import ChurnNet
+from sfumato.common.learners.components import Components, Inputs
 from sfumato.common.learners.curves import BinnedColumn, of_contract, of_schema
-from sfumato.common.learners.encoding import Encoder, FeatureSpec, model_features, number_codes
+from sfumato.common.learners.encoding import Encoder, FeatureSpec, model_features
 from sfumato.common.learners.models import Reason, SavedModel, Scorer, Scores
 from sfumato.common.learners.random_trees import Forest, Question, RandomTrees
 from sfumato.common.learners.reasons import ForestAmounts, NetAmounts, Typical, largest
@@ -144,10 +145,13 @@ class CardScorer:
 
 
 class SegmentScorer:
-    """The nearest of some centres. There are no reasons: `reasons` is passed over."""
+    """The nearest of some centres, among the columns or among their components. There are no reasons: `reasons` is
+    passed over."""
 
-    def __init__(self, centres: Floats, specs: tuple[FeatureSpec, ...]) -> None:
-        self._centres, self._specs = centres, specs
+    def __init__(
+        self, centres: Floats, specs: tuple[FeatureSpec, ...], components: Components | None = None
+    ) -> None:
+        self._centres, self._specs, self._components = centres, specs, components
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -160,10 +164,9 @@ class SegmentScorer:
             raise BadInput(f"no column {missing[0]!r} to score", hint="The model's segments are made of it.")
         if len({len(columns[n]) for n in self.columns}) != 1:
             raise BadInput("the columns to score differ in length")
-        edges = np.zeros(0)
-        values = _read(
-            lambda: np.stack([number_codes(columns[s.name], s, edges)[1] for s in self._specs], axis=1)
-        )
+        values = _read(lambda: Inputs(self._specs).matrix(columns))
+        if self._components is not None:
+            values = self._components.places(values)
         return Scores(segment=kmeans.assign(values, self._centres))
 
 
@@ -211,21 +214,29 @@ def _card(saved: SavedModel, contract: Contract) -> Scorer:
 
 
 def _segments(saved: SavedModel, contract: Contract) -> Scorer:
-    centres = _tensor(saved, "centres", np.float32, 2).astype(np.float64)
+    by_components = "components" in saved.tensors
+    centres = _tensor(saved, "centres", np.float32, 2, beside="components").astype(np.float64)
     names = _parameter(saved, "names", list)
-    known = {spec.name: spec for spec in model_features(contract) if spec.numeric}
+    known = {spec.name: spec for spec in model_features(contract) if spec.numeric or by_components}
     if not names or any(not isinstance(n, str) or n not in known for n in names):
         raise ValueError("parameter 'names' must name numbers among the contract's model features")
-    if len(set(names)) < len(names) or centres.shape[1] != len(names) or not len(centres):
+    specs = tuple(known[n] for n in names)
+    width = centres.shape[1] if by_components else len(names)
+    if len(set(names)) < len(names) or centres.shape[1] != width or not centres.size:
         raise ValueError(f"tensor 'centres' must be of {len(set(names))} numbers, is {list(centres.shape)}")
     if not np.isfinite(centres).all():
         raise ValueError("tensor 'centres' must be finite")
-    return SegmentScorer(centres, tuple(known[n] for n in names))
+    if not by_components:
+        return SegmentScorer(centres, specs)
+    flat = _tensor(saved, "components", np.float32, 1, beside="centres")
+    return SegmentScorer(centres, specs, Components.of(flat, Inputs(specs).size, width))
 
 
-def _tensor(saved: SavedModel, name: str, kind: type[np.generic], dimensions: int) -> npt.NDArray[Any]:
-    """The one tensor that this kind has."""
-    if set(saved.tensors) != {name}:
+def _tensor(
+    saved: SavedModel, name: str, kind: type[np.generic], dimensions: int, beside: str = ""
+) -> npt.NDArray[Any]:
+    """The one tensor that this kind has, but for one that may stand beside it."""
+    if set(saved.tensors) - {beside} != {name}:
         raise ValueError(f"expected one tensor {name!r}, found {sorted(saved.tensors) or 'none'}")
     tensor = saved.tensors[name]
     if tensor.dtype != kind or tensor.ndim != dimensions:
