@@ -17,7 +17,7 @@ from sfumato.common.analyses import score_histogram
 from sfumato.common.contract import Contract
 from sfumato.common.enrolment import Enrolment, ed25519_text, new_node_key
 from sfumato.common.job import ANY_JOB, Model, sign_job
-from sfumato.common.learners import bins, churn_net, curves, models, random_trees
+from sfumato.common.learners import bins, churn_net, components, curves, models, random_trees
 from sfumato.common.learners.encoding import model_features
 from sfumato.common.learners.scorecard import scorecard
 from sfumato.common.notes import branch_origin, cosignature
@@ -133,12 +133,13 @@ def model_of(bank_contract: Contract, bank_schema: bins.Schema) -> Callable[...,
             "job_hash": "cd" * 32,
             "contract": bank_contract.hash,
             "contract_name": bank_contract.name,
-            "label": None if kind == "segments" else "churned",
+            "label": None if kind.endswith("segments") else "churned",
             "epsilon": 1.99,
             "delta": 1e-6,
             "made": datetime(2026, 3, 14, 9, 26, tzinfo=UTC),
             "schema_": bank_schema if kind in ("boosted-trees", "scorecard") else None,
         }
+        kind = kind.removeprefix("component-")
         made = models.ModelHeader(kind=kind, parameters=parameters, **(facts | header))
         return models.SavedModel(made, tensors)
 
@@ -178,6 +179,13 @@ def _numbers(
         card = scorecard(curves.Model(-1.3, tuple(fitted)))
         points = [b.points for a in card.attributes for b in a.bins]
         return {"points": np.array(points, dtype=np.int64)}, {"card": card.model_dump(mode="json")}
+    if kind == "component-segments":
+        specs = model_features(contract)[::-1]
+        size = components.Inputs(specs).size
+        turned = np.linalg.qr(rng.normal(size=(size, 3)))[0]
+        found = components.Components(rng.uniform(-0.3, 0.6, size), turned, 1.3)
+        tensors = {"centres": rng.uniform(-1, 1, (4, 3)).astype(np.float32), "components": found.flat()}
+        return tensors, {"names": [s.name for s in specs]}
     names = [spec.name for spec in model_features(contract) if spec.numeric][::-1]
     return {"centres": rng.uniform(-1, 1, (5, len(names))).astype(np.float32)}, {"names": names}
 

@@ -142,6 +142,17 @@ def test_segments_page_holds_every_middle_with_its_interval(
     assert "Segment 4" in text and "900 (850 to 950) customers" in text.replace("\u202f", " ")
 
 
+def test_segments_that_know_categories_show_each_ones_share(full_home: CoordinatorHome) -> None:
+    found = made(full_home, "13")
+    for i, segment in enumerate(found["explanation"]["segments"]):
+        share = {"value": 0.1 + 0.2 * i, "low": 0.05 + 0.2 * i, "high": 0.15 + 0.2 * i}
+        segment["mix"] = {"card": {"Größe <b>": share, "(none)": {"value": 0.0, "low": 0.0, "high": 0.04}}}
+    page = card_page(found)
+    text = Page(page).text.replace("\u202f", " ")
+    assert "Größe <b>" in text and "Größe <b>" not in page
+    assert "50 % (45 to 55 %)" in text and "0.0 % (0.0 to 4.0 %)" in text and "principal components" in text
+
+
 # --- what carries a forest -----------------------------------------------------------------------------------
 
 

@@ -74,13 +74,14 @@ def test_scores_are_those_of_local_scoring(
 ) -> None:
     """What `sfumato branch score` would write for the same customers."""
     columns = customers_of(2000, 5)
-    for kind in ("churn-net", "boosted-trees", "scorecard", "segments"):
+    for kind in ("churn-net", "boosted-trees", "scorecard", "segments", "component-segments"):
         model = model_of(kind, 3)
         found, local = (
             run(onnx_bytes(model, bank_contract), columns),
             scorer(model, bank_contract).score(columns),
         )
         given = {"probability": local.probability, "points_": local.points, "segment": local.segment}
+        assert local.segment is None or len(set(local.segment.tolist())) > 2
         compared = {name for name, expected in given.items() if expected is not None}
         assert compared == set(found) - {"log_odds"} and compared
         for name in compared:
@@ -154,7 +155,7 @@ def test_no_customers_give_no_scores(
     model_of: Make, bank_contract: Contract, customers_of: Callable[..., Columns]
 ) -> None:
     nobody = customers_of(0)
-    for kind in ("churn-net", "boosted-trees", "scorecard", "segments"):
+    for kind in ("churn-net", "boosted-trees", "scorecard", "segments", "component-segments"):
         found = run(onnx_bytes(model_of(kind), bank_contract), nobody)
         assert all(v.shape == (0,) for v in found.values())
 
@@ -198,6 +199,8 @@ def changed(model: SavedModel, **changes: Any) -> SavedModel:
         ("boosted-trees", {"forest": np.zeros(4, dtype=np.float32)}),
         ("churn-net", {"weights": np.zeros(4, dtype=np.float32)}),
         ("segments", {"centres": np.zeros((2, 2), dtype=np.float32)}),
+        ("component-segments", {"components": np.ones(7, dtype=np.float32)}),
+        ("component-segments", {"components": None}),
     ],
 )
 def test_a_model_that_does_not_hold_what_it_says_is_refused(

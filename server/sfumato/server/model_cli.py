@@ -239,5 +239,9 @@ def _inside(kind: str, inside: Mapping[str, Any]) -> list[tuple[str, Table]]:
         table.add_row("customers", *(_estimate("", s["customers"]) for s in segments))
         for name in inside["names"]:
             table.add_row(name, *(_estimate("", s["centre"].get(name)) for s in segments))
+        for column, values in (segments[0].get("mix") or {} if segments else {}).items():
+            for value in values:
+                shares = (s["mix"][column].get(value) for s in segments)
+                table.add_row(f"{column}: {value}", *(_estimate("base_rate", share) for share in shares))
         found.append((f"{inside['count']} segments", table))
     return found

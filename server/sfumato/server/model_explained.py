@@ -22,8 +22,9 @@ def explained(model: SavedModel, answer: dict[str, Any] | None) -> dict[str, Any
     scorecard       {"scaling", "base", "level", "columns": [the card's attributes, the highest IV first]}
     boosted-trees   {"trees", "base", "columns": [{"column", "moves"}]}, see `column_moves`
     churn-net       {"weights", "model"}
-    segments        {"names", "segments": [{"segment", "customers", "share", "centre"}], "chosen"}; the numbers
-                    from the run's answer, if it is there
+    segments        {"columns", "names", "count", "segments": [{"segment", "customers", "share", "centre", "mix"}],
+                    "chosen"}: `names` are the numbers, `mix` the shares of categories where there are any; from the
+                    run's answer, if it is there
     """
     header = model.header
     try:
@@ -42,7 +43,7 @@ def explained(model: SavedModel, answer: dict[str, Any] | None) -> dict[str, Any
                 return {"weights": weights, "model": shape.model_dump(mode="json")}
             case "segments":
                 names = [str(n) for n in header.parameters["names"]]
-                return {"names": names, **_segments(len(model.tensors["centres"]), answer)}
+                return {"columns": names, **_segments(names, len(model.tensors["centres"]), answer)}
     except (KeyError, ValueError, TypeError) as e:
         raise BadInput(
             f"model {header.name!r} does not hold what a {header.kind} needs: {e}",
@@ -91,10 +92,11 @@ def _scorecard(card: Scorecard) -> dict[str, Any]:
     return {"scaling": table["scaling"], "base": card.base, "level": card.level, "columns": columns}
 
 
-def _segments(k: int, answer: dict[str, Any] | None) -> dict[str, Any]:
+def _segments(columns: list[str], k: int, answer: dict[str, Any] | None) -> dict[str, Any]:
     if answer is None:
-        return {"segments": [], "count": k}
+        return {"names": columns, "segments": [], "count": k}
     found = [{"segment": i, **s} for i, s in enumerate(answer["segments"])]
     if len(found) != k:
         raise ValueError("its answer has another number of segments")
-    return {"segments": found, "count": k, "chosen": answer.get("chosen"), "level": answer.get("level")}
+    shown = {"names": [str(n) for n in answer["names"]], "segments": found, "count": k}
+    return shown | {"chosen": answer.get("chosen"), "level": answer.get("level")}

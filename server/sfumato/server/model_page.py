@@ -47,6 +47,7 @@ def card_page(card: Mapping[str, Any]) -> str:
         moves=figures.moves(card["explanation"]["columns"]) if card["kind"] == "boosted-trees" else None,
         base=number(card["explanation"].get("base"), 2),
         segments=_segments(card, level),
+        mix=_mix(card),
     )
 
 
@@ -116,6 +117,25 @@ def _segments(card: Mapping[str, Any], level: str) -> list[Plot]:
     reach = {n: _reach([s["centre"][n] for s in segments if n in s["centre"]]) for n in names}
     plots = [figures.centres(i, {**s, "reach": reach}, names, level) for i, s in enumerate(segments)]
     return [p for p in plots if p is not None]
+
+
+def _mix(card: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Of segments that know categories, a table a column: the share of each value in each segment."""
+    segments = card["explanation"]["segments"] if card["kind"] == "segments" else []
+    mixes = [s.get("mix") or {} for s in segments]
+    return [
+        {
+            "column": column,
+            "segments": [f"segment {s['segment']}" for s in segments],
+            "rows": [(value, [_share(m, column, value) for m in mixes]) for value in values],
+        }
+        for column, values in (mixes[0].items() if mixes else ())
+    ]
+
+
+def _share(mix: Mapping[str, Any], column: str, value: str) -> str:
+    found = Estimate.of(mix.get(column, {}).get(value), unit="%")
+    return found.full if found else "not known"
 
 
 def _reach(middles: Sequence[Mapping[str, float]]) -> tuple[float, float]:

@@ -22,7 +22,8 @@ from sfumato.common.contract import Contract
 from sfumato.common.errors import BadInput
 from sfumato.common.job import Model
 from sfumato.common.learners import bins, churn_net, random_trees
-from sfumato.common.learners.encoding import Monthly, bin_edges, model_features, monthly_specs
+from sfumato.common.learners.components import Components, Inputs
+from sfumato.common.learners.encoding import FeatureSpec, Monthly, bin_edges, model_features, monthly_specs
 from sfumato.common.learners.models import SavedModel
 from sfumato.common.learners.random_trees import LEAVES, STEEPEST, Forest, Tree
 from sfumato.common.learners.scorecard import Scorecard
@@ -209,8 +210,7 @@ def _churn_net(graph: Graph, model: SavedModel, contract: Contract) -> str:
     for spec in model_features(contract):
         if spec.categories is not None:
             sizes.append(len(spec.categories) + 2)
-            places = {c: i for i, c in enumerate(spec.categories)}
-            codes.append(graph.category_codes(spec.name, places, other=sizes[-1] - 2, null=sizes[-1] - 1))
+            codes.append(_category(graph, spec))
         else:
             edges = bin_edges(spec, shape.bins).tolist()
             sizes.append(len(edges) + 2)
@@ -268,13 +268,44 @@ def _weights(graph: Graph, weight: Tensor) -> str:
 
 def _segments(graph: Graph, model: SavedModel, contract: Contract) -> None:
     names = [str(name) for name in model.header.parameters["names"]]
-    specs = {spec.name: spec for spec in model_features(contract) if spec.numeric}
+    known = {spec.name: spec for spec in model_features(contract)}
     centres = np.asarray(model.tensors["centres"], dtype=np.float64)
-    if not names or not set(names) <= set(specs) or centres.ndim != 2 or centres.shape[1] != len(names):
+    if not names or not set(names) <= set(known) or centres.ndim != 2 or not centres.size:
+        raise ValueError("its centres are not of the contract's columns")
+    specs = tuple(known[name] for name in names)
+    flat = model.tensors.get("components")
+    if flat is None and (not all(s.numeric for s in specs) or centres.shape[1] != len(specs)):
         raise ValueError("its centres are not of the contract's numbers")
-    values = graph.side_by_side([graph.scaled(specs[name]) for name in names])
+    values = graph.side_by_side([graph.scaled(s) for s in specs]) if flat is None else ""
+    if flat is not None:
+        components = Components.of(np.asarray(flat), Inputs(specs).size, centres.shape[1])
+        values = _places(graph, specs, components)
     # As kmeans.assign: the nearest centre, of two equally near the first.
     product = graph.add("MatMul", values, graph.constant(centres.T))
     nearness = graph.add("Sub", product, graph.constant(0.5 * (centres**2).sum(axis=1)))
     nearest = graph.add("ArgMax", nearness, axis=1, keepdims=0)
     graph.output("segment", nearest, TensorProto.INT64, "the customer's segment, from 0")
+
+
+def _places(graph: Graph, specs: Sequence[FeatureSpec], components: Components) -> str:
+    """`Components.places` of `Inputs.matrix`, double [N, E]: a category is one number a value."""
+    axis, parts = graph.constant([1], np.int64), []
+    for spec in specs:
+        if spec.categories is None:
+            parts.append(graph.add("Unsqueeze", graph.scaled(spec), axis))
+        else:
+            code = graph.add("Unsqueeze", _category(graph, spec), axis)
+            values = graph.constant([np.arange(len(spec.categories) + 2)], np.int64)
+            parts.append(graph.double(graph.add("Equal", code, values)))
+    inputs = graph.add("Concat", *parts, axis=1)
+    centred = graph.add("Sub", inputs, graph.constant(components.mean))
+    along = graph.add("MatMul", centred, graph.constant(components.directions))
+    scaled = graph.add("Div", along, graph.constant(components.scale))
+    return graph.add("Clip", scaled, graph.constant(-1.0), graph.constant(1.0))
+
+
+def _category(graph: Graph, spec: FeatureSpec) -> str:
+    """`encoding.category_codes`: its place in the contract's list, then any other, then null."""
+    categories = spec.categories or ()
+    places = {c: i for i, c in enumerate(categories)}
+    return graph.category_codes(spec.name, places, other=len(categories), null=len(categories) + 1)
