@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sfumato.common.contract import load_contract
 from sfumato.common.errors import BadInput, Unavailable
 from sfumato.common.job import SignedJob, load_job, sign_job
+from sfumato.common.messages import What
 from sfumato.server.journal import Journal, Standing, discard, read_job
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "churn_modelling"
@@ -33,10 +34,13 @@ def written(directory: Path, job: SignedJob = SIGNED) -> Journal:
     """Opened, a total, two branches' weights, and a question that is out."""
     made = Journal.begin(directory, job)
     made.opened(Standing(branches=(BRANCH,)))
+    assert made.kept("share", 0, b"1") is None
     made.ask("share", 0, b"first", Standing())
     made.keep("share", 0, {("a", "b"): WORDS}, Standing(1, 0, (BRANCH,)))
+    made.kept("weights", 1, b"2")
     made.ask("weights", 1, b"second", Standing(1, 0))
     made.keep("weights", 1, {("b",): WEIGHTS, ("a",): -WEIGHTS}, Standing(2, 1, (BRANCH,)))
+    made.kept("weights", 2, b"3")
     made.ask("weights", 2, b"third", Standing(2, 1, (BRANCH,)))
     return made
 
@@ -53,15 +57,15 @@ def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
     ]
     found = Journal.resume(tmp_path / "j", SIGNED)
     assert (found.entries, found.standing) == (3, Standing(2, 1, (BRANCH,)))
-    total = found.kept("share", 0)
+    total = found.kept("share", 0, b"1")
     assert total is not None and list(total) == [("a", "b")]
     assert total["a", "b"].tobytes() == WORDS.tobytes() and total["a", "b"].dtype == np.int64
-    weights = found.kept("weights", 1)
+    weights = found.kept("weights", 1, b"2")
     assert weights is not None and list(weights) == [("b",), ("a",)], (
         "in the order in which they were averaged"
     )
     assert weights["b",].tobytes() == WEIGHTS.tobytes() and weights["b",].dtype == np.float32
-    assert found.kept("weights", 2) is None and found.kept("sum", 0) is None
+    assert found.kept("weights", 2, b"3") is None and found.kept("sum", 0, b"1") is None
     assert (found.asked("weights", 2), found.asked("weights", 1)) == (b"third", None)
 
 
@@ -71,10 +75,12 @@ def test_it_goes_on_where_it_ended(tmp_path: Path) -> None:
     again = Journal.resume(tmp_path / "j", SIGNED)
     again.move(tmp_path / "run" / "j")
     assert not (tmp_path / "j").exists()
+    assert again.kept("weights", 2, b"3") is None
     again.keep("weights", 2, {("a",): WEIGHTS}, Standing(3, 1))
+    assert again.kept("weights", 3, b"4") is None
     again.ask("weights", 3, b"fourth", Standing(3, 2))
     found = Journal.resume(tmp_path / "run" / "j", SIGNED)
-    assert found.kept("weights", 2) is not None and found.kept("share", 0) is not None
+    assert found.kept("weights", 2, b"3") is not None and found.kept("share", 0, b"1") is not None
     assert (found.asked("weights", 3), found.standing.repeats) == (b"fourth", 2)
     discard(tmp_path / "run" / "j")
     discard(tmp_path / "run" / "j")
@@ -99,7 +105,16 @@ def test_without_a_directory_nothing_is_kept() -> None:
     nothing.opened(Standing())
     nothing.ask("share", 0, b"?", Standing())
     nothing.keep("share", 0, {("a",): WORDS}, Standing(1))
-    assert (nothing.entries, nothing.kept("share", 0), nothing.asked("share", 0)) == (0, None, None)
+    assert (nothing.entries, nothing.kept("share", 0, b"1"), nothing.asked("share", 0)) == (0, None, None)
+
+
+@pytest.mark.parametrize(("what", "round_"), [("share", 0), ("weights", 1), ("weights", 2)])
+def test_an_answer_to_another_question_is_none_to_this(tmp_path: Path, what: What, round_: int) -> None:
+    """A new version that computes the next question otherwise must not read an old answer as one to it."""
+    written(tmp_path / "j")
+    found = Journal.resume(tmp_path / "j", SIGNED)
+    with pytest.raises(BadInput, match=f"round {round_} was asked another question"):
+        found.kept(what, round_, b"another")
 
 
 def flip(path: Path) -> None:

@@ -60,8 +60,9 @@ class Journal:
         self._directory = directory
         self._context = context
         self._last = ""  # SHA-256 of the latest entry, hex
-        self._kept: dict[tuple[str, int], Kept] = {}
-        self._asked: tuple[str, int, bytes] | None = None
+        self._kept: dict[tuple[str, int], tuple[str, Kept]] = {}  # with the question's hash
+        self._asked: tuple[str, int, str, bytes] | None = None
+        self._question = ""  # SHA-256 of the question at hand, hex
 
     @classmethod
     def begin(cls, directory: Path, signed: SignedJob) -> "Journal":
@@ -87,24 +88,37 @@ class Journal:
             journal._last = path.read_bytes()[:DIGEST].hex()
             journal.standing, journal.entries = _standing(head), number
             if head["what"] != OPENED:
-                journal._kept[head["what"], head["round"]] = vectors
+                journal._kept[head["what"], head["round"]] = head["question"], vectors
         if (asked := journal._path(ASKED)).is_file():
             head, vectors = journal._read(asked)
-            journal._asked = (head["what"], head["round"], vectors[()].tobytes())
+            journal._asked = (head["what"], head["round"], head["question"], vectors[()].tobytes())
             journal.standing = _standing(head)
         return journal
 
     # --- reading -----------------------------------------------------------------------------------------
 
-    def kept(self, what: What, round_: int) -> Kept | None:
-        """What came out: vectors by the names of those who are in each. None for what is to be asked."""
-        return self._kept.get((what, round_))
+    def kept(self, what: What, round_: int, question: bytes) -> Kept | None:
+        """What came out: vectors by the names of those who are in each. None for what is to be asked.
+
+        A round begins with this: `question` is its frame, whoever it goes to. Raises BadInput where another one was
+        asked; an answer to that would be read as one to this.
+        """
+        self._question = hashlib.sha256(question).hexdigest()
+        known, kept = self._kept.get((what, round_), (self._question, None))
+        if self._asked is not None and self._asked[:2] == (what, round_):
+            known = self._asked[2]
+        if known != self._question:
+            raise BadInput(
+                f"round {round_} was asked another question than the one that follows from the rounds before",
+                hint="Another version of Sfumato began this run: resume it with that one, or give it up.",
+            )
+        return kept
 
     def asked(self, what: What, round_: int) -> bytes | None:
         """The frame of the question that was out when the coordinator ended, if it was this one."""
         if self._asked is None or self._asked[:2] != (what, round_):
             return None
-        return self._asked[2]
+        return self._asked[3]
 
     # --- writing -----------------------------------------------------------------------------------------
 
@@ -147,6 +161,7 @@ class Journal:
             "previous": self._last,
             "what": what,
             "round": round_,
+            "question": self._question,
             "standing": asdict(standing),
         }
 

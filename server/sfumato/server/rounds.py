@@ -16,7 +16,7 @@ import numpy.typing as npt
 from sfumato.common import codec, fixed_point, messages
 from sfumato.common.analyses.analysis import NoisySum
 from sfumato.common.codec import FrameError
-from sfumato.common.errors import BadInput, RefusalCode, Unavailable
+from sfumato.common.errors import RefusalCode, Unavailable
 from sfumato.common.flower_tasks import RunEnded
 from sfumato.common.job import SignedJob
 from sfumato.common.learners.bins import Schema
@@ -178,10 +178,11 @@ class Rounds(Conversation):
         ask = self.plan.ask(round_)
         privacy, secure = self.job.privacy, self.job.privacy.mode == "secure-sum"
         what: messages.What = "share" if secure else "sum"
-        kept = self._kept(what, round_, length + self.phantom_slots)
+        question = messages.Sum(job_id=self.signed.job_id, round=round_, bins=bins)
+        kept = self._kept(what, round_, question, body)
         if kept is None:
-            again = self._secure_total if secure else self._local_sums
-            kept = again(round_, length, body, bins)
+            ask_for = self._secure_total if secure else self._local_sums
+            kept = ask_for(round_, length, question, body)
             self._journal.keep(what, round_, kept, self._standing())
         sums = {members: v.astype(np.int64, copy=False) for members, v in kept.items()}
         noise = SumNoise(ask.noise_multiplier, 1, ask.sample_rate)
@@ -198,29 +199,24 @@ class Rounds(Conversation):
         total = fixed_point.add(sums.values())[:length]
         return NoisySum(fixed_point.decode(total, ask.max_norm), std * math.sqrt(len(sums)))
 
-    def _kept(self, what: messages.What, round_: int, length: int) -> Kept | None:
-        """What the journal has of this round. Raises BadInput if it is of another length."""
-        kept = self._journal.kept(what, round_)
+    def _kept(
+        self, what: messages.What, round_: int, question: messages.Question, body: Weights | None
+    ) -> Kept | None:
+        """What the journal has of this round. Raises BadInput if it was asked another question."""
+        kept = self._journal.kept(what, round_, codec.encode(question, body))
         self._replaying = kept is not None
-        if kept is not None and any(v.size != length for v in kept.values()):
-            raise BadInput(
-                f"the journal's round {round_} has another length than the job's",
-                hint="Another version of Sfumato began this run: resume it with that one, or submit again.",
-            )
         return kept
 
     def _secure_total(
-        self, round_: int, length: int, body: Weights | None, bins: Schema | None
+        self, round_: int, length: int, question: messages.Sum, body: Weights | None
     ) -> dict[tuple[str, ...], fixed_point.Ints]:
         self._rejoin()
         out, others = self._question_out(round_)
         while True:
             members = tuple(sorted(self.branches[n].name for n in self._set))
             self._require(len(members), f"are left for round {round_}")
-            question = messages.Sum(
-                job_id=self.signed.job_id, round=round_, members=members, roster=self._roster, bins=bins
-            )
-            frame = out or codec.encode(question, body)
+            named = question.model_copy(update={"members": members, "roster": self._roster})
+            frame = out or codec.encode(named, body)
             self._journal.ask("share", round_, frame, self._standing())
             answers = self.ask_frame(tuple(self._set), frame)
             shares = self._vectors(answers, "share", round_, length + self.phantom_slots, np.int64)
@@ -288,10 +284,9 @@ class Rounds(Conversation):
             self._agree(self._set | back)
 
     def _local_sums(
-        self, round_: int, length: int, body: Weights | None, bins: Schema | None
+        self, round_: int, length: int, question: messages.Sum, body: Weights | None
     ) -> dict[tuple[str, ...], fixed_point.Ints]:
         """Each branch's own, by its name: what it left out of its noise would be lost in the total."""
-        question = messages.Sum(job_id=self.signed.job_id, round=round_, bins=bins)
         answers = self._ask_all("sum", round_, question, body)
         sums = self._vectors(answers, "sum", round_, length + self.phantom_slots, np.int64)
         self.sums += 1
@@ -345,7 +340,7 @@ class Rounds(Conversation):
         length: int,
     ) -> dict[int, codec.Vector]:
         """Vectors of every branch that released by itself, checked for kind and length."""
-        kept = self._kept(what, round_, length)
+        kept = self._kept(what, round_, question, body)
         if kept is not None:
             nodes = {b.name: n for n, b in self.branches.items()}
             return {nodes[name]: vector for (name,), vector in kept.items()}
