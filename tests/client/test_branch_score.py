@@ -34,6 +34,7 @@ from sfumato.common.contract import Contract
 from sfumato.common.errors import BadInput
 from sfumato.common.job import Model
 from sfumato.common.learners import churn_net, scorecard_fit
+from sfumato.common.learners.encoding import inputs_hash
 from sfumato.common.learners.learner import Coded
 from sfumato.common.learners.models import ModelHeader, SavedModel
 from sfumato.common.learners.schema import SchemaRound, label_codes
@@ -146,6 +147,7 @@ def write_models(folder: Path, contract: Contract, frame: dict[str, Any]) -> dic
             job_hash="ab" * 32,
             contract=contract.hash,
             contract_name=contract.name,
+            inputs=inputs_hash(contract),
             label=None if kind == "segments" else "left",
             epsilon=1.0,
             delta=1e-6,
@@ -469,7 +471,9 @@ def test_what_ends_early_leaves_nothing(made: Made, out: Path, monkeypatch: pyte
 
 def test_another_contracts_model_and_a_damaged_one(made: Made, out: Path, tmp_path: Path) -> None:
     before, model = made.entries(), SavedModel.read(made.models["churn-net"])
-    foreign = SavedModel(model.header.model_copy(update={"contract": "0" * 64}), model.tensors).to_bytes()
+    foreign = SavedModel(
+        model.header.model_copy(update={"contract": "0" * 64, "inputs": "0" * 64}), model.tensors
+    ).to_bytes()
     damaged = SavedModel(model.header, {"weights": np.zeros(5, dtype=np.float32)}).to_bytes()
     for data, says in (
         (foreign, "was trained under another version of contract 'shop'"),

@@ -19,7 +19,7 @@ from sfumato.common.errors import BadInput
 from sfumato.common.job import Model
 from sfumato.common.learners import boosted_trees, churn_net, kmeans, scorecard_fit
 from sfumato.common.learners.bins import Schema
-from sfumato.common.learners.encoding import Encoder, model_features, number_codes
+from sfumato.common.learners.encoding import Encoder, inputs_hash, model_features, number_codes
 from sfumato.common.learners.learner import Coded, Learner
 from sfumato.common.learners.models import ModelHeader, Reason, SavedModel, Scores
 from sfumato.common.learners.random_trees import LEAVES, Forest, Tree
@@ -93,6 +93,7 @@ def header(kind: Any, contract: Contract, **more: Any) -> ModelHeader:
         job_hash="ab" * 32,
         contract=contract.hash,
         contract_name=contract.name,
+        inputs=inputs_hash(contract),
         label=label,
         epsilon=1.0,
         delta=1e-6,
@@ -412,7 +413,7 @@ def card_with(**change: Any) -> dict[str, Any]:
 
 
 DAMAGED: list[tuple[Callable[[], SavedModel], str]] = [
-    *((lambda k=k: changed(k, header={"contract": "0" * 64}), "another version of contract") for k in KINDS),
+    *((lambda k=k: changed(k, header={"contract": "0" * 64, "inputs": "0" * 64}), "another version of contract") for k in KINDS),
     *((lambda k=k: changed(k, tensors={}), "expected one tensor .* found none") for k in KINDS),
     *((lambda k=k: changed(k, tensors={**saved(k).tensors, "b": tensor(k)}), "expected one tensor") for k in KINDS),
     *((with_tensor(k, lambda a: a.astype(np.float64)), "-dimensional float64") for k in KINDS),
@@ -602,3 +603,19 @@ def test_the_first_reason_is_the_true_cause(kind: str) -> None:
     told, idle = np.array([r[0].amount if r else 0.0 for r in reasons]), np.isin(first, IDLE_NAMES)
     assert idle[plain].mean() < 0.01 and idle.mean() < 0.1
     assert told[idle].mean() < 0.2 * np.median(told[~idle])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_columns_on_another_day_without_a_label_are_scored_alike(kind: str) -> None:
+    """Today's customers, of whom nobody knows yet whether they will leave; but for another purpose they are not."""
+    contract, model = CONTRACT, saved(kind)
+    tables = [t.model_dump(mode="json") for t in contract.tables]
+    tables[0]["columns"] = [c for c in tables[0]["columns"] if c["role"] != "label"]
+    today = Contract.model_validate(contract.model_dump(mode="json") | {"tables": tables})
+    assert today.label is None and today.hash != contract.hash
+    there, here = (scorer(model, c).score(FRAME) for c in (contract, today))
+    for name in ("probability", "points", "segment"):
+        one, other = getattr(there, name), getattr(here, name)
+        assert (one is None and other is None) or (one == other).all()
+    with pytest.raises(BadInput, match="another version of contract"):
+        scorer(model, contract.model_copy(update={"purpose": "To sell them more than they need."}))

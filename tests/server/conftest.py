@@ -18,7 +18,7 @@ from sfumato.common.contract import Contract
 from sfumato.common.enrolment import Enrolment, ed25519_text, new_node_key
 from sfumato.common.job import ANY_JOB, Model, sign_job
 from sfumato.common.learners import bins, churn_net, components, curves, models, random_trees
-from sfumato.common.learners.encoding import model_features
+from sfumato.common.learners.encoding import inputs_hash, model_features
 from sfumato.common.learners.scorecard import scorecard
 from sfumato.common.notes import branch_origin, cosignature
 from sfumato.server.home import CoordinatorHome
@@ -133,6 +133,7 @@ def model_of(bank_contract: Contract, bank_schema: bins.Schema) -> Callable[...,
             "job_hash": "cd" * 32,
             "contract": bank_contract.hash,
             "contract_name": bank_contract.name,
+            "inputs": inputs_hash(bank_contract),
             "label": None if kind.endswith("segments") else "churned",
             "epsilon": 1.99,
             "delta": 1e-6,

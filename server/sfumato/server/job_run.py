@@ -17,6 +17,7 @@ from sfumato.common.analyses.analysis import Analysis, NoisySum, SavesModel
 from sfumato.common.errors import BadInput, SfumatoError
 from sfumato.common.job import AnalysisJob, AnyJob, ChurnNetJob, LearnerJob
 from sfumato.common.learners.bins import Schema
+from sfumato.common.learners.encoding import inputs_hash
 from sfumato.common.learners.models import ModelHeader, ModelKind, SavedModel, Tensors
 from sfumato.privacy import audit
 from sfumato.privacy.phantoms import Phantoms
@@ -162,6 +163,7 @@ class JobRun:
             job_hash=signed.job_hash,
             contract=signed.contract_hash,
             contract_name=signed.contract.name,
+            inputs=inputs_hash(signed.contract),
             label=label.name if label else None,
             epsilon=max(b.epsilon for b in self.rounds.branches.values()),
             delta=job.privacy.delta,

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from sfumato.common.canonical import content_hash
 from sfumato.common.contract import Aggregate, Column, ColumnType, Contract, Feature, Role, Scale
 from sfumato.common.errors import BadInput
 
@@ -66,6 +67,20 @@ def model_features(contract: Contract) -> tuple[FeatureSpec, ...]:
     """The model's inputs in a fixed order: the customers' feature and amount columns, then the roll-ups."""
     columns = [c for c in contract.customer_table.columns if c.role in (Role.FEATURE, Role.AMOUNT)]
     return (*map(column_spec, columns), *map(rollup_spec, contract.features))
+
+
+def inputs_hash(contract: Contract) -> str:
+    """Names what a model of this contract looks at, and what for: its columns and roll-ups as declared, name and
+    purpose. Not the day (`as_of`), the label and the rest: another month's customers are the same sort of input."""
+    columns = [c for c in contract.customer_table.columns if c.role in (Role.FEATURE, Role.AMOUNT)]
+    return content_hash(
+        {
+            "name": contract.name,
+            "purpose": contract.purpose,
+            "columns": [c.model_dump(mode="json") for c in columns],
+            "features": [f.model_dump(mode="json") for f in contract.features],
+        }
+    )
 
 
 def column_spec(c: Column) -> FeatureSpec:

@@ -21,6 +21,7 @@ from safetensors.numpy import load, save
 from sfumato.common.contract import Contract
 from sfumato.common.errors import BadInput
 from sfumato.common.learners.bins import Schema
+from sfumato.common.learners.encoding import inputs_hash
 
 ModelKind = Literal["churn-net", "boosted-trees", "scorecard", "segments"]
 HEADER = "sfumato"
@@ -28,7 +29,7 @@ Tensors = Mapping[str, npt.NDArray[np.generic]]
 
 
 class ModelHeader(BaseModel):
-    """`contract` is the hash, `parameters` what the kind needs beside its tensors, `schema_` the bins of kinds that
+    """`contract` is the hash, `inputs` that of what the model looks at (`encoding.inputs_hash`), `parameters` what the kind needs beside its tensors, `schema_` the bins of kinds that
     have them."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -41,6 +42,7 @@ class ModelHeader(BaseModel):
     job_hash: str
     contract: str
     contract_name: str
+    inputs: str
     label: str | None
     epsilon: float
     delta: float
@@ -121,10 +123,11 @@ class SavedModel:
             ) from None
 
     def require(self, contract: Contract) -> None:
-        """Raises BadInput unless the model was trained under exactly this contract."""
-        if self.header.contract != contract.hash:
+        """Raises BadInput unless the model was trained under this contract, or one that differs in nothing that the
+        model looks at: in `as_of`, or in having the label."""
+        if contract.hash != self.header.contract and inputs_hash(contract) != self.header.inputs:
             raise BadInput(
                 f"model {self.header.name!r} was trained under another version of contract "
                 f"{self.header.contract_name!r}",
-                hint="Score with the contract of the job, or train again under this one.",
+                hint="Score with the contract of the job (another day, or no label, is no matter), or train again.",
             )
