@@ -278,9 +278,7 @@ def job_report(
     from sfumato.server.run_files import read_answer, read_histogram, read_result, run_directory
 
     directory = run_directory(CoordinatorHome.load(home), run_id)
-    answer = read_answer(directory)
-    portrait = answer if answer is not None and "tables" in answer else None
-    write_report(out, read_result(directory), read_histogram(directory), portrait=portrait)
+    write_report(out, read_result(directory), read_histogram(directory), portrait=read_answer(directory))
     console.print(f"Wrote {out}.")
 
 

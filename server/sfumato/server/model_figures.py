@@ -116,7 +116,18 @@ def moves(columns: Sequence[Mapping[str, Any]]) -> Plot:
     )
 
 
-def centres(place: int, segment: Mapping[str, Any], names: Sequence[str], level: str) -> Plot | None:
+def segments(found: Sequence[Mapping[str, Any]], names: Sequence[str], level: str) -> list[Plot]:
+    """A figure for each segment {"segment", "customers", "share", "centre"}: where its numbers lie among all."""
+    reach = {n: _reach([s["centre"][n] for s in found if n in s["centre"]]) for n in names}
+    plots = [_centre(i, {**s, "reach": reach}, names, level) for i, s in enumerate(found)]
+    return [p for p in plots if p is not None]
+
+
+def _reach(middles: Sequence[Mapping[str, float]]) -> tuple[float, float]:
+    return min((m["low"] for m in middles), default=0.0), max((m["high"] for m in middles), default=1.0)
+
+
+def _centre(place: int, segment: Mapping[str, Any], names: Sequence[str], level: str) -> Plot | None:
     """A segment's middle in each number's unit, as a table; drawn where it lies among the segments' middles."""
     found = {n: Estimate.of(segment["centre"].get(n)) for n in names}
     known = {n: e for n, e in found.items() if e is not None}

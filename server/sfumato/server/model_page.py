@@ -1,6 +1,6 @@
 """A model's card as one self-contained HTML page; the same card gives the same bytes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from sfumato.server import model_figures as figures
@@ -113,10 +113,7 @@ def _points(card: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _segments(card: Mapping[str, Any], level: str) -> list[Plot]:
     if card["kind"] != "segments":
         return []
-    segments, names = card["explanation"]["segments"], card["explanation"]["names"]
-    reach = {n: _reach([s["centre"][n] for s in segments if n in s["centre"]]) for n in names}
-    plots = [figures.centres(i, {**s, "reach": reach}, names, level) for i, s in enumerate(segments)]
-    return [p for p in plots if p is not None]
+    return figures.segments(card["explanation"]["segments"], card["explanation"]["names"], level)
 
 
 def _mix(card: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -136,7 +133,3 @@ def _mix(card: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _share(mix: Mapping[str, Any], column: str, value: str) -> str:
     found = Estimate.of(mix.get(column, {}).get(value), unit="%")
     return found.full if found else "not known"
-
-
-def _reach(middles: Sequence[Mapping[str, float]]) -> tuple[float, float]:
-    return min((m["low"] for m in middles), default=0.0), max((m["high"] for m in middles), default=1.0)

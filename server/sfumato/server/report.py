@@ -18,6 +18,7 @@ from sfumato.common.contract import Contract, Role
 from sfumato.common.notes import Checkpoint
 from sfumato.server import report_figures as figures
 from sfumato.server.pages import render, source
+from sfumato.server.report_answers import QUESTIONS, answer_of
 from sfumato.server.report_curves import ScoreCurves, score_curves
 from sfumato.server.report_portrait import portrait_of
 from sfumato.server.report_words import (
@@ -81,8 +82,8 @@ def render_report(
 
     `histogram`: the noisy score counts [2 * bins]; `noise_variance`: of the whole noise in each of them
     (default: the result's own). Without either, the curves are left out and the page says so.
-    `portrait`: a profile's answer, the job's own or one to show beside its model. Raises ValueError on a
-    histogram or a portrait that is none.
+    `portrait`: the job's own answer, or a profile's to show beside a model. Raises ValueError on a histogram or an
+    answer that is none.
     """
     words = outcome_of(contract)
     noise = noise_variance if noise_variance is not None else _number(result.get("noise_variance"))
@@ -106,7 +107,8 @@ def render_report(
         trained=trained,
         secure=result.get("mode") == "secure-sum",
         colluders=result.get("colluders") or 0,
-        portrait=portrait_of(portrait) if finished else None,
+        portrait=portrait_of(portrait) if finished and result.get("kind") not in QUESTIONS else None,
+        answer=answer_of(result.get("kind"), portrait) if finished else None,
         headline=_headline(metrics, curves, words) if finished else None,
         auc=metrics.get("auc"),
         metrics=[(label, says, metrics[key]) for key, _, label, says in METRICS if key in metrics],
