@@ -412,8 +412,9 @@ def card_with(**change: Any) -> dict[str, Any]:
     return {**saved("scorecard").header.parameters["card"], **change}
 
 
+FOREIGN = {"contract": "0" * 64, "inputs": "0" * 64}
 DAMAGED: list[tuple[Callable[[], SavedModel], str]] = [
-    *((lambda k=k: changed(k, header={"contract": "0" * 64, "inputs": "0" * 64}), "another version of contract") for k in KINDS),
+    *((lambda k=k: changed(k, header=FOREIGN), "another version of contract") for k in KINDS),
     *((lambda k=k: changed(k, tensors={}), "expected one tensor .* found none") for k in KINDS),
     *((lambda k=k: changed(k, tensors={**saved(k).tensors, "b": tensor(k)}), "expected one tensor") for k in KINDS),
     *((with_tensor(k, lambda a: a.astype(np.float64)), "-dimensional float64") for k in KINDS),
