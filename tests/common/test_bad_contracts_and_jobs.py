@@ -293,7 +293,7 @@ BAD_JOBS = [
     (
         "quantile-of-a-fixed-bound",
         "rounds = 10",
-        "rounds = 10\nclipping_quantile = 0.7",
+        "rounds = 10\nclipping_quantile = 0.6",
         'training: clipping_quantile goes with clipping = "adaptive"',
     ),
     (

@@ -108,13 +108,13 @@ class Training(_Strict):
     learning_rate: float = Field(default=0.03, gt=0, le=10)
     optimizer: Literal["adam", "sgd"] = "adam"
     strategy: Literal["fedavg", "fedprox", "fedadam"] = "fedavg"
-    proximal_mu: float = Field(default=0.1, gt=0, le=100)
+    proximal_mu: float = Field(default=0.02, gt=0, le=100)
     server_learning_rate: float = Field(default=0.1, gt=0, le=10)
     server_beta_1: float = Field(default=0.9, ge=0, lt=1)
     server_beta_2: float = Field(default=0.99, ge=0, lt=1)
     server_tau: float = Field(default=1e-3, gt=0, le=1)
     clipping: Literal["fixed", "adaptive"] = "fixed"
-    clipping_quantile: float = Field(default=0.5, gt=0, lt=1)
+    clipping_quantile: float = Field(default=0.7, gt=0, lt=1)
     clipping_rate: float = Field(default=0.2, gt=0, le=2)
     clipping_share: float = Field(default=0.01, ge=1e-4, le=0.5)
     seed: int = Field(default=0, ge=0, lt=2**32)  # initial weights only, never noise
