@@ -91,3 +91,21 @@ def test_hostile_names_stay_text(full_home: CoordinatorHome) -> None:
     for segment in answer["segments"]:
         segment["centre"] = {bad: {"value": 1, "low": 0, "high": 2}}
     assert "<script>" not in render_report(result("segments"), None, portrait=answer)
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode", "said"),
+    [
+        ("boosted-trees", "secure-sum", "one for the bins of the columns"),
+        ("scorecard", "local", "noisy sums over the branch’s customers, one for the bins of the columns"),
+        ("churn-net", "secure-sum", "one for the number of customers"),
+        ("churn-net", "local", "the weights of a model after each round"),
+        ("segments", "secure-sum", "on the way to the segments"),
+        ("profile", "local", "a noisy table of counts"),
+    ],
+)
+def test_the_report_says_what_left_a_branch_by_kind(kind: str, mode: str, said: str) -> None:
+    one = {"name": "north", "epsilon": 1.0, "rounds_answered": 3, "bytes_sent": 10}
+    page = render_report(result(kind) | {"mode": mode, "per_branch": [one]}, None)
+    assert said in text_of(page)
+    assert ("Which customers will leave?" in page) == (kind in ("boosted-trees", "scorecard", "churn-net"))

@@ -55,6 +55,16 @@ METRICS = (
     ("brier", "", "Brier score", "mean squared error of the probabilities; 0 is perfect"),
     ("lift_at_10", "×", "Lift in the top tenth", "positives there, compared with a tenth drawn by lot"),
 )
+# What the secure sums were, by the job's kind; of any other, counts.
+SUMS = {
+    "churn-net": "one for each step of the training, one for the number of customers and one for the score counts",
+    **dict.fromkeys(
+        ("boosted-trees", "scorecard"),
+        "one for the bins of the columns, one for each step of the training and one for the score counts",
+    ),
+    "segments": "one for each step on the way to the segments",
+    "drift": "of how many customers each bin has",
+}
 NEVER_SENT = (
     "names",
     "customer numbers and national ids",
@@ -105,6 +115,8 @@ def render_report(
         reason=result.get("reason"),
         words=words,
         trained=trained,
+        sums=SUMS.get(str(result.get("kind", "churn-net")), "of how many customers each group has"),
+        sums_alone=result.get("kind") in ("boosted-trees", "scorecard", "segments"),
         secure=result.get("mode") == "secure-sum",
         colluders=result.get("colluders") or 0,
         portrait=portrait_of(portrait) if finished and result.get("kind") not in QUESTIONS else None,
