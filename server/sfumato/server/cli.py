@@ -133,14 +133,19 @@ def coordinator_start(home: Home) -> None:
             console.print(
                 f"Coordinator is ready on {loaded.local_address} ({len(loaded.branches())} branches)."
             )
-            for run_id in running.waiting:
-                console.print(f"Run {run_id} was cut short. Go on with it: sfumato job resume {run_id}")
+            _name_waiting(running.waiting)
             while True:
                 for process in running.tend():
                     console.print(f"The {process} had ended and was started again.")
+                    _name_waiting(running.waiting if process == "executor" else [])
                 time.sleep(0.5)
     except KeyboardInterrupt:
         console.print("Coordinator stopped.")
+
+
+def _name_waiting(runs: list[int]) -> None:
+    for run_id in runs:
+        console.print(f"Run {run_id} was cut short. Go on with it: sfumato job resume {run_id}")
 
 
 @job.command("submit")

@@ -32,7 +32,9 @@ class Coordinator:
         self._superlink: subprocess.Popen[bytes] | None = None
         self._executor: subprocess.Popen[bytes] | None = None
         self._restarts: list[float] = []
-        self.waiting: list[int] = []  # runs that were cut short before this start, to be resumed
+        self.waiting: list[
+            int
+        ] = []  # runs that were cut short before the executor was started, to be resumed
 
     def __enter__(self) -> Self:
         try:
@@ -68,7 +70,7 @@ class Coordinator:
             restarted.append("SuperLink")
         if self._executor is not None and self._executor.poll() is not None:
             control = ControlClient.of(self.home)
-            end_orphans(self.home, control)
+            self.waiting = end_orphans(self.home, control)
             control.close()
             self._executor = executor.start(self.home)
             restarted.append("executor")
