@@ -32,9 +32,7 @@ class Coordinator:
         self._superlink: subprocess.Popen[bytes] | None = None
         self._executor: subprocess.Popen[bytes] | None = None
         self._restarts: list[float] = []
-        self.waiting: list[
-            int
-        ] = []  # runs that were cut short before the executor was started, to be resumed
+        self.waiting: list[int] = []  # runs that a dead executor left to be resumed
 
     def __enter__(self) -> Self:
         try:
