@@ -188,6 +188,17 @@ def test_an_export_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(model_export, "write_whole", full)
     files: dict[str, Any] = {"a": b"1", "b": b"2"}
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(BadInput, match="cannot be written .no space"):
         write_bundle(tmp_path / "out", files)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_directory_one_is_in_can_be_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    write_bundle(Path(), {"a": b"1"})
+    write_bundle(Path(".."), {"b": b"2"})
+    assert content(tmp_path) == {"here/a": b"1", "b": b"2"}
+    with pytest.raises(BadInput, match="holds a already"):
+        write_bundle(Path(), {"a": b"3", "c": b"4"})
+    assert content(tmp_path) == {"here/a": b"1", "b": b"2"}

@@ -183,8 +183,8 @@ def _limits(entry: Entry, made: dict[str, Any]) -> list[str]:
     found += [
         "Not as the only ground of a decision that weighs on a customer: a person decides, and can be asked why.",
         "Not for reasons why customers act: it knows what goes together, not what causes what.",
-        f"Not on data of another contract than {header.contract_name} of this hash, nor on customers unlike those "
-        "of the branches that took part: nothing was measured there.",
+        f"Not on data whose columns are declared otherwise than in contract {header.contract_name} of this hash, nor "
+        "on customers unlike those of the branches that took part: nothing was measured there.",
         "Its file is public, its scores are not: a customer’s score is computed at the branch, and stays there.",
     ]
     if header.kind == "segments":

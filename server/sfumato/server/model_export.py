@@ -40,7 +40,9 @@ def as_json(value: Any) -> bytes:
 
 
 def write_bundle(directory: Path, files: dict[str, bytes], *, force: bool = False) -> None:
-    """Every file whole; of a new directory all or nothing. Raises BadInput where one is there, unless `force`."""
+    """Every file whole; of a new directory all or nothing. Raises BadInput where one is there, unless `force`, and
+    where nothing can be written."""
+    directory = directory.resolve()
     if directory.exists() and not directory.is_dir():
         raise BadInput(f"{directory}: is a file, not a directory")
     there = [name for name in sorted(files) if (directory / name).exists()]
@@ -49,10 +51,9 @@ def write_bundle(directory: Path, files: dict[str, bytes], *, force: bool = Fals
             f"{directory}: holds {', '.join(there)} already",
             hint="Nothing was written. Give another directory, or --force to replace them.",
         )
-    directory.parent.mkdir(parents=True, exist_ok=True)
     temporary = directory.with_name(f".{directory.name}.{os.getpid()}.part")
-    temporary.mkdir()
     try:
+        temporary.mkdir(parents=True)
         for name, content in files.items():
             write_whole(temporary / name, content)
         if not directory.exists():
@@ -60,6 +61,8 @@ def write_bundle(directory: Path, files: dict[str, bytes], *, force: bool = Fals
             return
         for name in files:
             _place(temporary / name, directory / name, force)
+    except OSError as e:
+        raise BadInput(f"{directory}: cannot be written ({e.strerror or e})") from None
     finally:
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(temporary)
