@@ -188,7 +188,7 @@ def test_an_export_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(model_export, "write_whole", full)
     files: dict[str, Any] = {"a": b"1", "b": b"2"}
-    with pytest.raises(BadInput, match="cannot be written .no space"):
+    with pytest.raises(BadInput, match=r"cannot be written \(no space"):
         write_bundle(tmp_path / "out", files)
     assert list(tmp_path.iterdir()) == []
 

@@ -43,8 +43,8 @@ def write_bundle(directory: Path, files: dict[str, bytes], *, force: bool = Fals
     """Every file whole; of a new directory all or nothing. Raises BadInput where one is there, unless `force`, and
     where nothing can be written."""
     directory = directory.resolve()
-    if directory.exists() and not directory.is_dir():
-        raise BadInput(f"{directory}: is a file, not a directory")
+    if not directory.name or (directory.exists() and not directory.is_dir()):
+        raise BadInput(f"{directory}: is not a directory to write into")
     there = [name for name in sorted(files) if (directory / name).exists()]
     if there and not force:
         raise BadInput(
