@@ -175,7 +175,8 @@ def test_nothing_is_overwritten_unless_asked(full_home: CoordinatorHome, tmp_pat
 
 def test_a_file_in_the_way_is_refused(full_home: CoordinatorHome, tmp_path: Path) -> None:
     (tmp_path / "out").write_text("mine")
-    assert "is a file" in str(refused(full_home, "export", 10, "--out", tmp_path / "out"))
+    for out in (tmp_path / "out", "/"):
+        assert "is not a directory to" in str(refused(full_home, "export", 10, "--out", out))
 
 
 def test_an_export_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
