@@ -169,9 +169,10 @@ def _word(spare: float) -> str:
     return "MISSED" if spare < 0 else "beaten" if spare >= BEATEN else "holds"
 
 
-def table(name: str, splits: list[Split], epsilon: float, arguments: argparse.Namespace) -> bool:
+def table(
+    name: str, splits: list[Split], central: list[float], epsilon: float, arguments: argparse.Namespace
+) -> bool:
     """The rows of one set at one epsilon, printed as they come. Returns whether a bar is missed."""
-    central = [central_xgboost(split) for split in splits]
     bar, best, missed = SETS[name].bars.get(epsilon, Bar()), None, False
     for kind in arguments.only:
         row, own, alone = Row(kind), list[float](), list[float]()
@@ -243,8 +244,9 @@ def main() -> int:
             continue
         most = max(arguments.seeds, arguments.net_seeds)
         splits = [split_of(name, seed, arguments.branches) for seed in range(most)]
+        central = [central_xgboost(split) for split in splits]
         for epsilon in arguments.epsilon or SETS[name].bars:
-            missed |= table(name, splits, epsilon, arguments)
+            missed |= table(name, splits, central, epsilon, arguments)
     print(f"{time.perf_counter() - started:.0f} s", file=sys.stderr)
     return int(missed)
 
