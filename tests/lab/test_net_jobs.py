@@ -36,6 +36,9 @@ RECURRENT = {
 }
 
 
+STEP = {"rounds": 3, "local_steps": 1, "sample_rate": 1.0}
+
+
 @dataclass
 class Bank:
     branches: Mapping[int, Answerer]
@@ -51,7 +54,7 @@ class Bank:
                 "contract": self.contract.name,
                 "privacy": {"target_epsilon": 2.0, "delta": 1e-5, "mode": mode},
                 "model": model or {},
-                "training": {"rounds": 3, "local_steps": 1 if mode == "secure-sum" else 2} | training,
+                "training": (STEP if mode == "secure-sum" else {"rounds": 3, "local_steps": 2}) | training,
                 "federation": {"min_branches": 3},
                 "audit": {"empty_slots": 8, "canaries": 4},
             }
@@ -64,7 +67,7 @@ class Bank:
 @pytest.fixture(scope="module")
 def bank(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bank]:
     torch.set_num_threads(1)
-    sample = generate(tmp_path_factory.mktemp("bank"), branches=3, customers_per_branch=150)
+    sample = generate(tmp_path_factory.mktemp("bank"), branches=3, customers_per_branch=60)
     with bank_branches(sample, budget_epsilon=100.0, budget_delta=1e-3) as made:
         yield Bank(open_vaults(made.homes), load_contract(sample.contract), made)
 
@@ -128,7 +131,6 @@ def test_an_adaptive_bound_moves_and_the_audit_agrees(bank: Bank) -> None:
         patch.setattr(AdaptiveBound, "after", after)
         outcome = bank.run(
             mode="secure-sum",
-            rounds=4,
             clipping="adaptive",
             clipping_rate=1.0,
             clipping_share=0.3,
@@ -136,9 +138,11 @@ def test_an_adaptive_bound_moves_and_the_audit_agrees(bank: Bank) -> None:
         )
     assert outcome.summary["audit"] == "consistent"
     bounds = [e.max_norm for e in outcome.evidence if e.what == "step"]
-    assert bounds == [1.0] * 4
-    assert len(seen) == 4
-    assert seen[0] > 0.8  # everybody is within 50; 360 customers, noise of about 0.04
+    assert bounds == [1.0] * 3
+    assert len(seen) == 3
+    assert (
+        seen[0] > 0.7
+    )  # everybody is within 50; of some 140 customers, whose noisy number may be a third off
 
 
 def test_a_hostile_bound_is_refused_and_costs_nothing(bank: Bank) -> None:
@@ -169,7 +173,7 @@ def test_strategies_reach_the_branches_and_the_coordinator(bank: Bank) -> None:
 
     def way(**training: Any) -> float:
         outcome = bank.run(
-            mode="local", rounds=1, local_steps=12, optimizer="sgd", learning_rate=0.1, **training
+            mode="local", rounds=1, local_steps=6, optimizer="sgd", learning_rate=0.1, **training
         )
         assert outcome.weights is not None
         return float(np.abs(outcome.weights - start).mean())
