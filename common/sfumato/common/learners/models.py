@@ -29,8 +29,9 @@ Tensors = Mapping[str, npt.NDArray[np.generic]]
 
 
 class ModelHeader(BaseModel):
-    """`contract` is the hash, `inputs` that of what the model looks at (`encoding.inputs_hash`), `parameters` what the
-    kind needs beside its tensors, `schema_` the bins of kinds that have them."""
+    """`contract` is the hash, `inputs` that of what the model looks at (`encoding.inputs_hash`).
+
+    `parameters` are what the kind needs beside its tensors, `schema_` the bins of kinds that have them."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
