@@ -93,7 +93,8 @@ def test_a_step_without_noise_is_lloyds() -> None:
     before = model.centres(totals[:2]).astype(np.float64)
     group = assign(frame["numeric"], before)
     # All within the radius here, so nothing is cut and the step is the plain average.
-    plain = np.stack([frame["numeric"][group == j].mean(axis=0) for j in range(3)])
+    largest_first = np.argsort(-np.bincount(group), kind="stable")
+    plain = np.stack([frame["numeric"][group == j].mean(axis=0) for j in largest_first])
     asked = model.ask(2, totals[:2])
     assert asked is not None
     near = np.linalg.norm(frame["numeric"] - before[group], axis=1) <= asked[1]

@@ -62,9 +62,12 @@ def test_of_a_vault_the_job_ends_with_a_reason_and_the_vault_is_started_again(sm
     run_id = small.whole.submit(small.job("vault-killed", rounds=1000, min_branches=3))
     small.in_mid_run(run_id)
     vault = small.pid(VICTIM, "vault")
-    # Held until it has a question: killed between two of them it would be back before anybody missed it.
+    # Held until the others wait for it: killed between two questions it would be back before anybody missed it.
     os.kill(vault, signal.SIGSTOP)
-    time.sleep(2.0)
+    before = -1
+    while (now := len(small.answers("branch-1")) + len(small.answers("branch-3"))) != before:
+        before = now
+        time.sleep(3.0)
     assert small.kill_tree(vault) == 1
     state, result = small.ended(run_id)
     assert (state.sub_status, result["state"]) == ("failed", "failed")

@@ -19,7 +19,7 @@ from sfumato.common.learners.scorecard import Scorecard
 from sfumato.privacy.ledger_report import verify_file
 from sfumato.server.cli import coordinator
 from sfumato.server.home import CoordinatorHome
-from sfumato.server.model_cli import model
+from sfumato.server.model_cli import console, model
 from sfumato.server.model_export import write_bundle
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "bank_branch_churn"
@@ -27,7 +27,8 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "bank_branch_churn"
 
 def run(home: CoordinatorHome, *arguments: object) -> Result:
     given = [*map(str, arguments), "--coordinator", str(home.path)]
-    return CliRunner().invoke(model, given, env={"COLUMNS": "200"})
+    console.width = 200  # of a terminal that is wide enough for a table's rows
+    return CliRunner().invoke(model, given)
 
 
 def said(home: CoordinatorHome, *arguments: object) -> str:

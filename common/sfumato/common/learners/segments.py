@@ -295,7 +295,9 @@ class Segmentation:
         return places[self._by_size(totals, len(places))].astype(np.float32)
 
     def _by_size(self, totals: Sequence[NoisySum], k: int) -> Ints:
-        """The segments, largest first by the counts of the last step."""
+        """The segments, largest first by the counts of the last step; before the first step, as they came."""
+        if len(totals) < 3:
+            return np.arange(k)
         counts = self._moments(totals[-1], self._most, 1.0).counts[:k]
         return np.argsort(-counts, kind="stable")
 
