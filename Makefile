@@ -14,7 +14,7 @@ demo: $(VENV)/.run   ## a whole federation on this machine; writes out/demo/repo
 
 test: $(VENV)/.dev   ## all tests
 	@sh tests/system-packages.sh
-	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/.dev   ## format, lint, types, borders
 	$(BIN)/ruff format --check .
