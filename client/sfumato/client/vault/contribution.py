@@ -79,7 +79,11 @@ class Contributing:
         held_out = customers.encoded.take(customers.holdout)
         labels = customers.labels[customers.holdout]
         return self._of_evaluation(
-            job.evaluation, ask, phantoms, lambda: (churn_net.logits(net, held_out), labels)
+            job.evaluation,
+            ask,
+            phantoms,
+            customers.holdout,
+            lambda: (churn_net.logits(net, held_out), labels),
         )
 
     def _of_analysis(
@@ -91,11 +95,10 @@ class Contributing:
         nobody = {name: values.slice(0, 0) for name, values in columns.items()}
         _refusing(lambda: analysis.contribute(round_, nobody, asked))
         rows = len(next(iter(columns.values())))
-        step = max(PART_NUMBERS // max(1, analysis.length(round_)), 256)
 
         def parts() -> Iterator[Contributions]:
-            for start in range(0, max(rows, 1), step):
-                some = {name: values.slice(start, step) for name, values in columns.items()}
+            for part in _parts(rows, analysis.length(round_)):
+                some = {name: values[part] for name, values in columns.items()}
                 yield analysis.contribute(round_, some, asked)
 
         return _exact(parts, ask.max_norm, phantoms)
@@ -152,23 +155,22 @@ class Contributing:
             raise Refusal(RefusalCode.BAD_VECTOR) from None
         model, nobody = _floats(body), customers[:0]
         if ask.what == "evaluation":
-            held_out = customers[data.holdout & (customers.labels >= 0)]
-            labels = held_out.labels
+            rows = data.holdout & (customers.labels >= 0)
+            held_out = customers[rows]
             _refusing(lambda: learner.logits(nobody.codes, model))
             return self._of_evaluation(
                 job.evaluation,
                 ask,
                 phantoms,
-                lambda: (learner.logits(held_out.codes, model), labels),
-                customers.labels >= 0,
+                rows,
+                lambda: (learner.logits(held_out.codes, model), held_out.labels),
             )
         _refusing(lambda: learner.contribute(round_ - 1, nobody, model))
         training = customers[~data.holdout]
-        step = max(PART_NUMBERS // max(1, learner.length(round_ - 1)), 256)
 
         def parts() -> Iterator[Contributions]:
-            for start in range(0, max(len(training), 1), step):
-                yield learner.contribute(round_ - 1, training[start : start + step], model)
+            for part in _parts(len(training), learner.length(round_ - 1)):
+                yield learner.contribute(round_ - 1, training[part], model)
 
         return _exact(parts, ask.max_norm, phantoms)
 
@@ -177,18 +179,23 @@ class Contributing:
         evaluation: Evaluation,
         ask: Ask,
         phantoms: Phantoms,
+        rows: npt.NDArray[np.bool_],
         scored: Callable[[], tuple[npt.NDArray[np.float64], npt.NDArray[np.generic]]],
-        known: npt.NDArray[np.bool_] | None = None,
     ) -> Contribution:
-        """The held-out customers' scores, by group; of those with a label, where not all `known` customers have."""
+        """The scores and labels of these rows, the held-out customers', by group."""
         grouped = GroupedScores.of(self._contract, evaluation.groups, evaluation.bins)
         columns: dict[str, Any] = {}
         if grouped.columns:
-            rows = pa.array(self._data.holdout if known is None else self._data.holdout & known)
             found = self._data.columns(grouped.columns)
-            columns = {name: found[name].filter(rows) for name in grouped.columns}
+            columns = {name: found[name].filter(pa.array(rows)) for name in grouped.columns}
 
         return _exact(lambda: [grouped.contribute(*scored(), columns)], ask.max_norm, phantoms)
+
+
+def _parts(rows: int, length: int) -> Iterator[slice]:
+    """Rows whose vectors of this length fit into memory together; one empty part of no rows."""
+    step = max(PART_NUMBERS // max(1, length), 256)
+    return (slice(start, start + step) for start in range(0, max(rows, 1), step))
 
 
 def _refusing(form: Callable[[], object]) -> None:

@@ -58,9 +58,7 @@ class WarmData:
             self._learners[inputs] = Customers(
                 encoded=encoder.transform(columns),
                 labels=frame.column("label").to_numpy().astype(np.float32),
-                holdout=holdout_mask(
-                    frame.column("token").to_pylist(), self._keyring, self._contract.holdout_fraction
-                ),
+                holdout=self.holdout,
             )
         return self._learners[inputs]
 
