@@ -103,7 +103,11 @@ def _plan(job_bytes: bytes, contract_bytes: bytes) -> Plan:
         return _analysis(job, contract, times)
     if isinstance(job, LearnerJob):
         return _learner(job, contract, times)
-    return _secure_training(job, times) if job.privacy.mode == "secure-sum" else _local_training(job, times)
+    return (
+        _secure_training(job, contract, times)
+        if job.privacy.mode == "secure-sum"
+        else _local_training(job, times)
+    )
 
 
 def _repeats(job: AnyJob, rounds: int) -> int:
@@ -150,7 +154,7 @@ def _local_training(job: ChurnNetJob, times: int) -> Plan:
     )
 
 
-def _secure_training(job: ChurnNetJob, times: int) -> Plan:
+def _secure_training(job: ChurnNetJob, contract: Contract, times: int) -> Plan:
     """One secure sum a step; `size_share` of the training customers' mu squared pays for their count."""
     privacy, training = job.privacy, job.training
     repeats = _repeats(job, training.rounds)
@@ -165,7 +169,7 @@ def _secure_training(job: ChurnNetJob, times: int) -> Plan:
     rate, norm = training.sample_rate, training.max_grad_norm
     if training.clipping == "adaptive":
         norm = 1.0  # of gradient over bound and the sign beside it (see privacy.adaptive_clipping)
-    groups = math.sqrt(1 + len(job.evaluation.groups))
+    grouped = GroupedScores.of(contract, job.evaluation.groups, job.evaluation.bins)
     return Plan(
         times=times,
         rounds=training.rounds,
@@ -182,7 +186,7 @@ def _secure_training(job: ChurnNetJob, times: int) -> Plan:
             {
                 "size": Ask("size", "training", size, 1.0, 1.0),
                 "step": Ask("step", "training", step, rate, norm),
-                "evaluation": Ask("evaluation", "holdout", evaluation, 1.0, groups),
+                "evaluation": Ask("evaluation", "holdout", evaluation, 1.0, grouped.max_norm),
             }
         ),
     )

@@ -366,9 +366,17 @@ def decode(
 ) -> tuple[Forest, tuple[Tree, ...]]:
     """The model of so many rounds, and the new trees (with `grown_only`, there are none). Raises ValueError on
     anything that `encode` does not make."""
+    if asked.dtype != np.float32 or asked.ndim != 1:
+        raise ValueError("the model so far is a vector of float32")
+    return _decoded(asked.tobytes(), trees, rounds, grown_only)
+
+
+@lru_cache(maxsize=2)  # customers come a part at a time, all with the same model
+def _decoded(data: bytes, trees: int, rounds: int, grown_only: bool) -> tuple[Forest, tuple[Tree, ...]]:
+    asked = np.frombuffer(data, dtype=np.float32)
     grown, coming = trees * rounds, 0 if grown_only else trees
     width = _SHAPE_NUMBERS + LEAVES
-    if asked.dtype != np.float32 or asked.shape != (1 + grown * width + coming * _SHAPE_NUMBERS,):
+    if asked.shape != (1 + grown * width + coming * _SHAPE_NUMBERS,):
         raise ValueError("the model so far has another length")
     if not np.isfinite(asked).all():
         raise ValueError("a model's numbers are finite")
