@@ -11,6 +11,7 @@ from scipy import stats
 
 from sfumato.client.features import analysis_frame, customer_frame, holdout_mask
 from sfumato.client.vault.store import Store
+from sfumato.common.analyses.listed import MOST_ROWS
 from sfumato.common.contract import Contract
 from sfumato.common.errors import BadInput
 from sfumato.privacy.fields import Tokenizer, keyed_uniform
@@ -50,6 +51,7 @@ ROLL_UPS = [
         "days": 45,
         "bounds": [0, 365],
     },
+    {"name": "known for", "aggregate": "days_since_first", "bounds": [0, 365]},
 ]
 
 
@@ -192,6 +194,8 @@ def naive(people: pd.DataFrame, rows: pd.DataFrame, roll_up: dict) -> list[float
                 value = sum(column)
             case "days_since_last":
                 value = None if own.empty else (pd.Timestamp(AS_OF) - own["at"].max().normalize()).days
+            case "days_since_first":
+                value = None if own.empty else (pd.Timestamp(AS_OF) - own["at"].min().normalize()).days
             case operation:
                 value = None if column.empty else float(getattr(column, operation)())
         result.append(None if value is None else min(max(float(value), low), high))
@@ -269,7 +273,7 @@ def test_months_equal_the_naive_computation(tmp_path: Path, keyring: Keyring, ti
         given["at"] = rows["at"].dt.date
     agreed = contract(time_type)
     store = filled(tmp_path, keyring, agreed, {"customers": people, "transactions": given})
-    roll_ups = [f for f in ROLL_UPS if f["aggregate"] != "days_since_last"]
+    roll_ups = [f for f in ROLL_UPS if not f["aggregate"].startswith("days_since")]
     months = [0, 4]
     names = [f"{f['name']}@{m}" for f in roll_ups for m in months]
     frame = customer_frame(store, agreed, names)
@@ -462,3 +466,60 @@ class TestHoldout:
         # neighbours in the list share nothing: pairs are uniform on the square
         pairs = np.histogram2d(u[::2], u[1::2], bins=10, range=[[0, 1], [0, 1]])[0].ravel()
         assert stats.chisquare(pairs).pvalue > 1e-6
+
+
+# --- lists -------------------------------------------------------------------------------------------------
+
+
+def test_lists_equal_the_naive_computation(tmp_path: Path, keyring: Keyring) -> None:
+    agreed, people, rows = contract("date"), customers(60), transactions(60, 900)
+    rows["at"] = rows["at"].dt.normalize()
+    store = filled(tmp_path, keyring, agreed, {"customers": people, "transactions": rows})
+    names = ["transactions.amount", "age", "transactions.at", "transactions.channel", "complaints.points"]
+    frame = analysis_frame(store, agreed, names)
+    assert frame.column_names == names
+    got = frame.to_pydict()
+    used = rows[rows["at"].notna() & (rows["at"] <= pd.Timestamp(AS_OF))]
+    # Who is who is the vault's secret; what the lists are is not.
+    want = sorted(
+        sorted(zip(g["at"].dt.date, g["channel"], g["amount"].fillna(-1e9), strict=True))
+        for _, g in used.groupby("customer")
+    )
+    lists = zip(got["transactions.at"], got["transactions.channel"], got["transactions.amount"], strict=True)
+    side_by_side = [
+        list(zip(at, channel, [-1e9 if a is None else a for a in amount], strict=True))
+        for at, channel, amount in lists
+    ]
+    assert sorted(sorted(rows) for rows in side_by_side if rows) == want
+    assert sum(not rows for rows in side_by_side) == len(people) - used["customer"].nunique() > 0
+    for own_rows in side_by_side:
+        days = [at for at, _, _ in own_rows]
+        assert days == sorted(days, reverse=True), "newest first"
+    assert got["complaints.points"] == [[]] * len(people)
+    again = analysis_frame(store, agreed, names[::-1])
+    assert all(again[n].to_pylist() == got[n] for n in names)
+    store.close()
+
+
+def test_a_list_has_the_newest_rows_and_no_more(tmp_path: Path, keyring: Keyring) -> None:
+    agreed, people, rows = contract(), customers(3), transactions(3, MOST_ROWS + 600)
+    store = filled(tmp_path, keyring, agreed, {"customers": people, "transactions": rows})
+    (kept,) = [
+        v for v in analysis_frame(store, agreed, ["transactions.at"])["transactions.at"].to_pylist() if v
+    ]
+    day = rows["at"].dt.normalize()
+    newest = rows["at"][day.notna() & (day <= pd.Timestamp(AS_OF))].sort_values(ascending=False)
+    assert len(newest) > MOST_ROWS
+    assert [pd.Timestamp(at) for at in kept] == newest.head(MOST_ROWS).tolist()
+    store.close()
+
+
+@pytest.mark.parametrize(
+    "name", ["transactions.payee", "transactions.memo", "transactions.customer", "transactions.no"]
+)
+def test_a_list_of_personal_data_is_refused(tmp_path: Path, keyring: Keyring, name: str) -> None:
+    agreed = contract()
+    store = filled(tmp_path, keyring, agreed, {"customers": customers(5)})
+    with pytest.raises(BadInput, match=name):
+        analysis_frame(store, agreed, [name])
+    store.close()

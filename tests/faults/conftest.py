@@ -331,6 +331,33 @@ class Small:
         assert found is None or isinstance(found, int)
         return found
 
+    def held_in_mid_answer(self, branch: str, vault: int | None) -> None:
+        """Stop the vault while it works on an answer: it has charged for it, and nobody has it yet.
+
+        A question that it has not taken up would wait in the socket for the vault that is started in its place.
+        """
+        assert vault is not None
+        for attempt in range(200):
+            os.kill(vault, signal.SIGSTOP)
+            with contextlib.suppress(sqlite3.OperationalError):  # it was stopped while it wrote
+                if self._at_work(branch):
+                    return
+            os.kill(vault, signal.SIGCONT)
+            time.sleep(0.05 + 0.013 * (attempt % 7))
+        raise AssertionError(f"the vault of {branch} was never found at work")
+
+    def _at_work(self, branch: str) -> bool:
+        """Whether the last charge of its ledger has no answer."""
+        path = self.whole.branches[branch].ledger
+        with contextlib.closing(sqlite3.connect(path, timeout=0.2)) as connection:
+            (entry,) = connection.execute(
+                "SELECT entry FROM entries WHERE kind = 'charge' ORDER BY seq DESC LIMIT 1"
+            ).fetchone()
+            charge = json.loads(entry)
+            question = charge["job_id"], charge["body"]["round"], charge["body"]["what"]
+            found = "SELECT 1 FROM answers WHERE job_id = ? AND round = ? AND what = ?"
+            return connection.execute(found, question).fetchone() is None
+
     def await_restart(self, branch: str, process: str, old: int, *, timeout: float = 60.0) -> int:
         """The number of the process that the launcher started in place of `old`."""
         deadline = time.monotonic() + timeout

@@ -1,8 +1,6 @@
 """kill -9 in mid-run of a courier, a vault and the coordinator: a clear end, nothing uncharged, and it goes on."""
 
-import os
 import re
-import signal
 import time
 from collections import Counter
 from typing import Any
@@ -62,12 +60,7 @@ def test_of_a_vault_the_job_ends_with_a_reason_and_the_vault_is_started_again(sm
     run_id = small.whole.submit(small.job("vault-killed", rounds=1000, min_branches=3))
     small.in_mid_run(run_id)
     vault = small.pid(VICTIM, "vault")
-    # Held until the others wait for it: killed between two questions it would be back before anybody missed it.
-    os.kill(vault, signal.SIGSTOP)
-    before = -1
-    while (now := len(small.answers("branch-1")) + len(small.answers("branch-3"))) != before:
-        before = now
-        time.sleep(3.0)
+    small.held_in_mid_answer(VICTIM, vault)
     assert small.kill_tree(vault) == 1
     state, result = small.ended(run_id)
     assert (state.sub_status, result["state"]) == ("failed", "failed")

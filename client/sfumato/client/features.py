@@ -14,10 +14,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from sfumato.client.rows import listed_columns
 from sfumato.client.vault.database import quoted
 from sfumato.client.vault.loader import stored_columns
 from sfumato.client.vault.store import Store
+from sfumato.common.analyses.listed import is_listed, listed
 from sfumato.common.contract import (
+    DAYS_SINCE,
     ZERO_WITHOUT_ROWS,
     Aggregate,
     Column,
@@ -71,26 +74,31 @@ def analysis_frame(store: Store, contract: Contract, columns: Sequence[str]) -> 
     """Exactly these columns, one row a customer, held-out ones too, ordered by token.
 
     A column of the customers table keeps its type and its own values (a label is not turned into 0 and 1); a
-    roll-up, also of one month, is as in `customer_frame`. Raises BadInput on the customer id, PII, and a name that is
-    not declared.
+    roll-up, also of one month, is as in `customer_frame`; a column of another table is a list a customer (see
+    analyses.listed). Raises BadInput on the customer id, PII, and a name that is not declared.
     """
     table = contract.customer_table
     rollups = {f.name: f for f in contract.features}
     monthly = [name for name in columns if Monthly.parse(name)]
+    lists = [listed(contract, name) for name in columns if is_listed(contract, name)]
+    others = {*rollups, *monthly, *(w.name for w in lists)}
     for name in columns:
-        if name not in (*rollups, *monthly) and not (table.has(name) and _analysable(table.column(name))):
+        if name not in others and not (table.has(name) and _analysable(table.column(name))):
             raise BadInput(
                 f"{name!r} is no column to analyse",
                 hint="Personal data, the customer id and undeclared columns never are.",
             )
-    taken = [table.column(n) for n in columns if n not in (*rollups, *monthly)]
+    taken = [table.column(n) for n in columns if n not in others]
     features = [rollups[n] for n in columns if n in rollups]
     found = _select(store, contract, [table.customer_id, *taken], features)
     place = {c.name: f"c{i}" for i, c in enumerate(taken, 1)} | {
         f.name: f"x{i}" for i, f in enumerate(features)
     }
-    months = _monthly(store, contract, monthly, found["c0"])
-    return pa.table({name: months[name] if name in months else found[place[name]] for name in columns})
+    beside = {
+        **_monthly(store, contract, monthly, found["c0"]),
+        **listed_columns(store, contract, lists, found["c0"]),
+    }
+    return pa.table({name: beside[name] if name in beside else found[place[name]] for name in columns})
 
 
 def customer_tokens(store: Store, contract: Contract) -> list[str]:
@@ -201,7 +209,7 @@ def _roll_up(
     for i, feature in enumerate(features):
         conditions, values = _conditions(store, contract, table, feature)
         parameters += values
-        parameters += [contract.as_of] if feature.aggregate is Aggregate.DAYS_SINCE_LAST else []
+        parameters += [contract.as_of] if feature.aggregate in DAYS_SINCE else []
         kept = f" FILTER (WHERE {' AND '.join(conditions)})" if conditions else ""
         columns.append(f", {_aggregate(table, feature, kept)} AS f{i}")
     until = ""
@@ -231,9 +239,10 @@ def _aggregate(table: Table, feature: Feature, kept: str) -> str:
             return f"{function}({column}::DOUBLE){kept}"
         case Aggregate.MIN | Aggregate.MAX:
             return f"{feature.aggregate.value}({column}){kept}"
-        case Aggregate.DAYS_SINCE_LAST:
+        case Aggregate.DAYS_SINCE_LAST | Aggregate.DAYS_SINCE_FIRST:
             time = quoted(table.with_role(Role.TIME)[0].name)
-            return f"date_diff('day', (max({time}){kept})::DATE, ?::DATE)"
+            end = "max" if feature.aggregate is Aggregate.DAYS_SINCE_LAST else "min"
+            return f"date_diff('day', ({end}({time}){kept})::DATE, ?::DATE)"
 
 
 def _conditions(

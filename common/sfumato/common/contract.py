@@ -147,9 +147,11 @@ class Aggregate(StrEnum):
     MAX = "max"
     DISTINCT = "distinct"
     DAYS_SINCE_LAST = "days_since_last"
+    DAYS_SINCE_FIRST = "days_since_first"
 
 
 ZERO_WITHOUT_ROWS = (Aggregate.COUNT, Aggregate.SUM, Aggregate.DISTINCT)  # the others are null then
+DAYS_SINCE = (Aggregate.DAYS_SINCE_LAST, Aggregate.DAYS_SINCE_FIRST)
 
 
 class Feature(_Bounded):
@@ -244,7 +246,7 @@ class Contract(_Strict):
             raise ValueError(f"feature {f.name!r}: {f.aggregate.value} needs a numeric `column`")
         if f.aggregate is Aggregate.DISTINCT and f.column is None:
             raise ValueError(f"feature {f.name!r}: distinct needs a `column`")
-        if (f.days or f.aggregate is Aggregate.DAYS_SINCE_LAST) and (
+        if (f.days or f.aggregate in DAYS_SINCE) and (
             self.as_of is None or not table.with_role(Role.TIME)
         ):
             raise ValueError(f"feature {f.name!r}: needs the contract's `as_of` and a column with role time")

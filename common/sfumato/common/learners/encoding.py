@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from sfumato.common.canonical import content_hash
-from sfumato.common.contract import Aggregate, Column, ColumnType, Contract, Feature, Role, Scale
+from sfumato.common.contract import DAYS_SINCE, Column, ColumnType, Contract, Feature, Role, Scale
 from sfumato.common.errors import BadInput
 
 Values: TypeAlias = Any  # a numpy array, pa.Array or pa.ChunkedArray; pyarrow brings no types
@@ -96,7 +96,7 @@ def column_spec(c: Column) -> FeatureSpec:
 
 def rollup_spec(f: Feature) -> FeatureSpec:
     """Of a roll-up: always a bounded number."""
-    whole = f.aggregate in ("count", "distinct", "days_since_last")
+    whole = f.aggregate in ("count", "distinct", "days_since_last", "days_since_first")
     return FeatureSpec(f.name, bounds=f.bounds, scale=f.scale, edges=f.edges, integer=whole, derived=True)
 
 
@@ -125,7 +125,7 @@ class Monthly:
 
 def monthly_specs(contract: Contract, names: Sequence[str]) -> tuple[FeatureSpec, ...]:
     """Of roll-ups to be read by month. Raises BadInput on one that cannot be: it needs an as_of, a time, and another
-    aggregate than days_since_last."""
+    aggregate than the days since a row."""
     rollups = {f.name: f for f in contract.features}
     for name in names:
         if name not in rollups:
@@ -135,10 +135,10 @@ def monthly_specs(contract: Contract, names: Sequence[str]) -> tuple[FeatureSpec
             )
         feature = rollups[name]
         timed = contract.as_of is not None and contract.table(feature.table).with_role(Role.TIME)
-        if not timed or feature.aggregate is Aggregate.DAYS_SINCE_LAST:
+        if not timed or feature.aggregate in DAYS_SINCE:
             raise BadInput(
                 f"model.sequence: {name!r} cannot be read by month",
-                hint="It takes the contract's as_of, a column of role time, and no days_since_last.",
+                hint="It takes the contract's as_of, a column of role time, and no days since a row.",
             )
     return tuple(rollup_spec(rollups[name]) for name in names)
 
