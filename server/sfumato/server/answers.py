@@ -1,36 +1,72 @@
-"""An analysis' answer at the terminal."""
+"""An analysis' answer at the terminal: profiles, segments and drift in a view of their own, all else part by part."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from sfumato.common.analyses.parts import Part, Unit, parts_of
+from sfumato.server.report_words import NARROW_SPACE, Estimate
+
 MOST_NAMES = 6
+MOST_ROWS = 60
 
 
-def print_answer(summary: dict[str, Any], answer: dict[str, Any], console: Console) -> None:
+def print_answer(summary: Mapping[str, Any], answer: Mapping[str, Any], console: Console) -> None:
     """What was found, with its intervals, and what it cost."""
-    head = f"{summary['job']}: {summary['branches']} branches"
+    head = f"{escape(summary['job'])}: {summary['branches']} branches"
     if "segments" in answer:
         console.print(f"{head}, {len(answer['segments'])} segments of customers")
         console.print(_segments(answer))
     else:
-        customers = answer["customers"]
-        console.print(
-            f"{head}, {customers['value']:,.0f} customers "
-            f"({customers['low']:,.0f} to {customers['high']:,.0f})"
-        )
+        customers = measured(answer.get("customers"), "customers")
+        console.print(f"{head}, {customers} customers" if customers else head)
         for table in answer.get("tables", ()):
             console.print(_table(table, answer["level"]))
         if "drift" in answer:
             console.print(_drift(answer))
+        _print_parts(answer, console)
     console.print(
-        f"Epsilon {summary['epsilon']:.2f} at delta {summary['delta']:g}; every interval holds the true number "
-        f"with a probability of {answer['level']:.0%}, the noise included."
+        f"Epsilon {summary['epsilon']:.2f} at delta {summary['delta']:g}; every interval, in brackets, holds the "
+        f"true number with a probability of {answer['level']:.0%}, the noise included."
     )
 
 
-def _drift(answer: dict[str, Any]) -> Table:
+def _print_parts(answer: Mapping[str, Any], console: Console) -> None:
+    """The parts of a kind without a view of its own, a table each, then its notes."""
+    for part in parts_of({"parts": answer.get("parts", ())}):
+        console.print()
+        console.print(_rows(part))
+        if (more := len(part.rows) - MOST_ROWS) > 0:
+            console.print(f"and {more:,} rows more: in the report, and in exported files")
+    if "parts" in answer:
+        console.print()
+    for note in answer.get("notes", ()):
+        console.print(f"- {note}", markup=False)
+
+
+def _rows(part: Part) -> Table:
+    heads = [*part.by, *part.measures, *part.words]
+    shown = Table(*(escape(h.replace("_", " ")) for h in heads), box=None)
+    shown.title, shown.title_justify = escape(part.name), "left"
+    for row in part.rows[:MOST_ROWS]:
+        numbers = (measured(row.numbers.get(m), part.units[m]) for m in part.measures)
+        words = (row.words.get(w, "") for w in part.words)
+        shown.add_row(*(escape(cell) for cell in (*row.of, *numbers, *words)))
+    return shown
+
+
+def measured(number: Mapping[str, float] | None, unit: Unit) -> str:
+    """With no more digits than its interval supports; nothing where there is no number."""
+    found = Estimate.of(number, unit="%" if unit == "share" else "")
+    if found is None:
+        return ""
+    return found.full.replace(f"{NARROW_SPACE}%", "%").replace(NARROW_SPACE, ",")
+
+
+def _drift(answer: Mapping[str, Any]) -> Table:
     shown = Table("column", "stability index", "verdict", box=None, caption_justify="left")
     shown.caption = f"in brackets: {answer['level']:.0%} intervals, for the noise"
     for column in answer["drift"]:
@@ -40,7 +76,7 @@ def _drift(answer: dict[str, Any]) -> Table:
     return shown
 
 
-def _segments(answer: dict[str, Any]) -> Table:
+def _segments(answer: Mapping[str, Any]) -> Table:
     """A column a segment: how many customers it has, and where their middle lies."""
     segments = answer["segments"]
     shown = Table(

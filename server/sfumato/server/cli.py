@@ -271,6 +271,41 @@ def job_stop(run_id: RunId, home: Coordinator) -> None:
     console.print(f"Run {run_id} is stopped.")
 
 
+@job.command("show")
+def job_show(run_id: RunId, home: Coordinator) -> None:
+    """Print what a finished analysis found, with its intervals and its cost."""
+    from sfumato.server.answers import print_answer
+    from sfumato.server.home import CoordinatorHome
+    from sfumato.server.reading import Reading
+
+    reading = Reading.of_run(CoordinatorHome.load(home), run_id)
+    if reading.answer is None:
+        raise BadInput(f"run {run_id} made a model", hint=f"See it with: sfumato model show {run_id}")
+    print_answer(reading.summary, reading.answer, console)
+
+
+@job.command("export")
+def job_export(
+    run_id: RunId,
+    home: Coordinator,
+    csv_file: Annotated[Path | None, typer.Option("--csv", help="Write a table here.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write JSON here.")] = None,
+) -> None:
+    """Write a finished run's numbers for other programs: each with its interval, unit and epsilon."""
+    from sfumato.server.answer_export import as_csv, as_json
+    from sfumato.server.home import CoordinatorHome
+    from sfumato.server.reading import Reading
+    from sfumato.server.run_files import write_whole
+
+    wanted = [(p, make) for p, make in ((csv_file, as_csv), (json_file, as_json)) if p is not None]
+    if not wanted:
+        raise BadInput("nothing to write", hint="Give --csv FILE, --json FILE or both.")
+    reading = Reading.of_run(CoordinatorHome.load(home), run_id)
+    for path, make in wanted:
+        write_whole(path, make([reading]))
+        console.print(f"Wrote {path}.")
+
+
 @job.command("report")
 def job_report(
     run_id: RunId,
