@@ -30,6 +30,20 @@ def number(value: float, low: float, high: float, most: float = float("inf")) ->
     return {"value": value, "low": low, "high": high}
 
 
+def quotient(
+    x: float, n: float, vx: float, vn: float, c: float, least: float = 0.0, most: float = 1.0
+) -> Number:
+    """x / n with Fieller's interval (1954), from both variances and their covariance, where the truth is known to
+    lie in [least, most]: that is the interval where noise drowns n."""
+    a, b, d = n * n - REACH**2 * vn, x * n - REACH**2 * c, x * x - REACH**2 * vx
+    value, low, high = (x / n if n > 0 else least), least, most
+    if a > 0 and n > 0:
+        reach = sqrt(max(b * b - a * d, 0.0))
+        low, high = (b - reach) / a, (b + reach) / a
+    value, low, high = (min(max(y, least), most) for y in (value, low, high))
+    return {"value": value, "low": low, "high": high}
+
+
 def independent_copies(total: NoisySum) -> tuple[NoisySum, NoisySum]:
     """Two totals with independent noise made of one: std * sqrt(10), and std * sqrt(10 / 9). They repeat.
 
@@ -90,10 +104,5 @@ class Estimates:
 
     def ratio(self, part: Places, whole: Places) -> Number:
         """The share of `part` in `whole`, with Fieller's interval (1954): [0, 1] where noise drowns `whole`."""
-        x, n = self.sum(part), self.sum(whole)
-        vx, vn, c = (self.covariance(*p) for p in ((part, part), (whole, whole), (part, whole)))
-        a, b, d = n * n - REACH**2 * vn, x * n - REACH**2 * c, x * x - REACH**2 * vx
-        if a <= 0 or n <= 0:
-            return number(x / n if n > 0 else 0.0, 0.0, 1.0, 1.0)
-        reach = sqrt(max(b * b - a * d, 0.0))
-        return number(x / n, (b - reach) / a, (b + reach) / a, 1.0)
+        variances = (self.covariance(part, part), self.covariance(whole, whole))
+        return quotient(self.sum(part), self.sum(whole), *variances, self.covariance(part, whole))
