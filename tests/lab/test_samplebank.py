@@ -45,6 +45,8 @@ FILES = {
     "holdings": "holdings.csv",
     "complaints": "complaints.csv",
     "surveys": "surveys.csv",
+    "contacts": "contacts.csv",
+    "loans": "loans.csv",
 }
 
 
@@ -325,3 +327,36 @@ def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
 def test_planted_strings_of_no_bank_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="no sample bank"):
         planted_pii(tmp_path)
+
+
+def test_the_lot_is_fair_and_responses_follow_their_known_chances(bank: SampleBank) -> None:
+    truth = pq.read_table(bank.ground_truth)
+    row = {c: i for i, c in enumerate(truth["customer_id"].to_pylist())}
+    contacts = pa.concat_tables(read(f, "contacts") for f in bank.branches.values())
+    places = np.array([row[c] for c in contacts["customer_id"].to_pylist()])
+    assert len(set(places.tolist())) == len(places)  # nobody is drawn twice
+    rewards, responded = np.asarray(contacts["reward"]), np.asarray(contacts["responded"])
+    segments = np.asarray(truth["segment"])[places]
+    for reward in ("none", "points", "cashback", "voucher"):
+        mine = rewards == reward
+        assert abs(mine.mean() - 0.25) < 4 * np.sqrt(0.1875 / len(mine))
+        assert abs(mine[segments == "mass"].mean() - mine.mean()) < 0.03  # whoever they are
+        p = np.asarray(truth[f"response_{reward}"])[places[mine]]
+        assert abs(responded[mine].sum() - p.sum()) < 4 * np.sqrt((p * (1 - p)).sum())
+    assert ((np.asarray(contacts["spent"]) > 0) == responded).all()
+
+
+def test_who_owes_has_credit_and_defaults_as_the_truth_says(bank: SampleBank) -> None:
+    truth = pq.read_table(bank.ground_truth)
+    p = np.asarray(truth["default_propensity"])
+    loans = pa.concat_tables(read(f, "loans") for f in bank.branches.values())
+    holdings = pa.concat_tables(read(f, "holdings") for f in bank.branches.values())
+    credit = holdings.filter(
+        pc.is_in(holdings["product"], pa.array(["credit card", "consumer loan", "mortgage"]))
+    )
+    assert set(loans["customer_id"].to_pylist()) <= set(credit["customer_id"].to_pylist())
+    assert loans.num_rows == (p > 0).sum()
+    assert abs(np.asarray(loans["defaulted"]).sum() - p.sum()) < 4 * np.sqrt((p * (1 - p)).sum())
+    score, bad = np.asarray(loans["score"], dtype=float), np.asarray(loans["defaulted"])
+    spread = np.random.default_rng(0).random(len(score))  # auc takes no ties
+    assert 0.65 < auc(-score + 1e-3 * spread, bad) < 0.85

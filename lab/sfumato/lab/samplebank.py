@@ -21,6 +21,8 @@ import pyarrow.parquet
 from numpy.typing import NDArray
 
 from sfumato.common.errors import BadInput
+from sfumato.lab import samplebank_campaign as campaign
+from sfumato.lab import samplebank_loans as credit
 from sfumato.lab import samplebank_tables as tables
 from sfumato.lab.samplebank_contract import CONTRACT_TOML
 from sfumato.lab.samplebank_identity import distinct_numbers, identities
@@ -28,6 +30,7 @@ from sfumato.lab.samplebank_model import (
     COEFFICIENTS,
     INTERCEPT,
     PROFILES,
+    SEGMENTS,
     Floats,
     Ints,
     auc,
@@ -74,7 +77,8 @@ def generate(out: Path, *, branches: int = 4, customers_per_branch: int = 3000, 
     for b, n in enumerate(sizes.tolist(), start=1):
         name = f"branch-{b}"
         folders[name] = out / name
-        truths.append(_write_branch(rng, folders[name], b, numbers[start : start + n]))
+        later = np.random.default_rng((seed, b))  # of tables that came later: the others stay as they were
+        truths.append(_write_branch(rng, later, folders[name], b, numbers[start : start + n]))
         start += n
     truth = pa.concat_tables(truths)
     summary = _summary(truth, seed)
@@ -151,7 +155,9 @@ def _sizes(branches: int, mean: int) -> Ints:
     return np.asarray(np.round(relative / relative.mean() * mean), dtype=np.int64)
 
 
-def _write_branch(rng: np.random.Generator, folder: Path, branch: int, numbers: Ints) -> pa.Table:
+def _write_branch(
+    rng: np.random.Generator, later: np.random.Generator, folder: Path, branch: int, numbers: Ints
+) -> pa.Table:
     """Draw and write one branch. Returns its customers' ground truth."""
     profile, n = PROFILES[(branch - 1) % len(PROFILES)], len(numbers)
     people = draw_people(rng, profile, n)
@@ -168,6 +174,8 @@ def _write_branch(rng: np.random.Generator, folder: Path, branch: int, numbers: 
         "complaints": tables.complaints(rng, people, ids, pii),
         "surveys": tables.surveys(rng, people, ids),
     }
+    files["contacts"] = campaign.contacts(later, people, ids)
+    files["loans"], defaults = credit.loans(later, people, ids, files["holdings"])
     folder.mkdir(parents=True, exist_ok=True)
     for name, table in files.items():
         if name == "transactions":
@@ -183,6 +191,9 @@ def _write_branch(rng: np.random.Generator, folder: Path, branch: int, numbers: 
             "decline": people.decline,
             "dissatisfaction": people.dissatisfaction,
             **truth,
+            "segment": np.array(SEGMENTS, dtype=object)[people.segment],
+            **campaign.responses(people),
+            "default_propensity": defaults,
         }
     )
 
@@ -213,6 +224,8 @@ def _summary(truth: pa.Table, seed: int) -> dict[str, Any]:
             for name, values in columns.items()
             if name.startswith("do_")
         },
+        "average_responses": campaign.average_responses(columns),
+        "default_rate": float(columns["default_propensity"][columns["default_propensity"] > 0].mean()),
         "branches": by_branch,
     }
 

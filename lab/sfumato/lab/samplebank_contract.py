@@ -285,6 +285,70 @@ role = "pii"
 protection = "encrypt"
 nullable = true
 
+# ------------------------------------------------------------------------------------------- contacts
+[[tables]]
+name = "contacts"
+description = "Last spring's campaign: a reward, or none, by lot; a row for each customer who was drawn."
+
+[[tables.columns]]
+name = "customer_id"
+type = "string"
+role = "customer_id"
+
+[[tables.columns]]
+name = "date"
+type = "date"
+role = "time"
+
+[[tables.columns]]
+name = "reward"
+type = "category"
+categories = ["none", "points", "cashback", "voucher"]
+
+[[tables.columns]]
+name = "responded"
+type = "boolean"
+description = "Used the card at a partner within two months."
+
+[[tables.columns]]
+name = "spent"
+type = "number"
+bounds = [0, 2000]
+description = "Euro at partners within two months; 0 for who did not respond."
+
+# ---------------------------------------------------------------------------------------------- loans
+[[tables]]
+name = "loans"
+description = "Customers with credit, as they stood a year before as_of, and what became of it."
+
+[[tables.columns]]
+name = "customer_id"
+type = "string"
+role = "customer_id"
+
+[[tables.columns]]
+name = "reviewed"
+type = "date"
+role = "time"
+
+[[tables.columns]]
+name = "score"
+type = "integer"
+bounds = [300, 850]
+description = "The bank's own score on that day: more points are safer."
+
+[[tables.columns]]
+name = "exposure"
+type = "number"
+bounds = [0, 900_000]
+scale = "log"
+description = "Euro owed on that day, all credit together."
+
+[[tables.columns]]
+name = "defaulted"
+type = "boolean"
+description = "90 days overdue within the year."
+
 # ------------------------------------------------- roll-ups: a number a customer, computed in the vault
 [[features]]
 name = "balance_total"

@@ -58,12 +58,12 @@ CATEGORIES = (*SPENDING, "salary")
 TRANSACTION_CHANNELS = ("card", "mobile", "web", "branch", "standing order")
 
 
-def _days_before(age_in_days: Ints) -> pa.Array:
+def days_before(age_in_days: Ints) -> pa.Array:
     """Dates from how many days before `as_of` they lie (at least 1)."""
     return pa.array(np.datetime64(AS_OF, "D") - age_in_days.astype("timedelta64[D]"), type=pa.date32())
 
 
-def _named(names: tuple[str, ...], indices: Ints) -> pa.Array:
+def named(names: tuple[str, ...], indices: Ints) -> pa.Array:
     return pa.array(np.array(names, dtype=object)[indices], type=pa.string())
 
 
@@ -93,13 +93,13 @@ def customers(
             "branch": pa.array([branch] * len(ids)),
             "birth_year": pa.array(AS_OF.year - people.age),
             "age": pa.array(people.age),
-            "gender": _named(GENDERS, people.gender),
-            "marital_status": _named(MARITAL, people.marital),
-            "segment": _named(SEGMENTS, people.segment),
-            "income_band": _named(INCOME_BANDS, band),
-            "city": _named(profile.cities, people.city),
-            "area": _named(AREAS, people.area),
-            "channel": _named(CHANNELS, people.channel),
+            "gender": named(GENDERS, people.gender),
+            "marital_status": named(MARITAL, people.marital),
+            "segment": named(SEGMENTS, people.segment),
+            "income_band": named(INCOME_BANDS, band),
+            "city": named(profile.cities, people.city),
+            "area": named(AREAS, people.area),
+            "channel": named(CHANNELS, people.channel),
             "tenure_months": pa.array(people.tenure_months),
             "churned": pa.array(churned.astype(np.int64)),
         }
@@ -125,9 +125,9 @@ def accounts(draws: Draws, people: People, ids: NDArray[np.str_]) -> pa.Table:
     return pa.table(
         {
             "customer_id": pa.array(ids[owner].tolist(), type=pa.string()),
-            "account_type": _named(ACCOUNT_TYPES, kind.astype(np.int64)),
+            "account_type": named(ACCOUNT_TYPES, kind.astype(np.int64)),
             "balance": pa.array(_cents(balance)),
-            "opened": _days_before(opened),
+            "opened": days_before(opened),
         }
     )
 
@@ -163,7 +163,7 @@ def transactions(draws: Draws, people: People, ids: NDArray[np.str_]) -> pa.Tabl
     return pa.table(
         {
             "customer_id": pa.array(ids).take(pa.array(owner[rows])),
-            "date": _days_before(ordered["date"]),
+            "date": days_before(ordered["date"]),
             "amount": pa.array(ordered["amount"]),
             "direction": pa.array(["out", "in"]).take(pa.array((ordered["amount"] > 0).astype(np.int64))),
             "category": pa.array(CATEGORIES).take(pa.array(ordered["category"])),
@@ -206,8 +206,8 @@ def holdings(draws: Draws, people: People, ids: NDArray[np.str_]) -> pa.Table:
     return pa.table(
         {
             "customer_id": pa.array(ids[owner].tolist(), type=pa.string()),
-            "product": _named(PRODUCTS, product.astype(np.int64)),
-            "opened": _days_before(opened),
+            "product": named(PRODUCTS, product.astype(np.int64)),
+            "opened": days_before(opened),
         }
     )
 
@@ -240,8 +240,8 @@ def complaints(
     return pa.table(
         {
             "customer_id": pa.array(ids[owner].tolist(), type=pa.string()),
-            "date": _days_before(before),
-            "topic": _named(words.TOPICS, topic),
+            "date": days_before(before),
+            "topic": named(words.TOPICS, topic),
             "severity": pa.array(np.clip(np.round(severity), 1, 5).astype(np.int64)),
             "text": pa.array(texts, type=pa.string()),
         }
@@ -270,7 +270,7 @@ def surveys(draws: Draws, people: People, ids: NDArray[np.str_]) -> pa.Table:
     return pa.table(
         {
             "customer_id": pa.array(ids[owner].tolist(), type=pa.string()),
-            "date": _days_before(before),
+            "date": days_before(before),
             "nps": pa.array(nps),
             "csat": pa.array(csat),
             "comment": pa.array(texts, type=pa.string()),
