@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test check bench bench-utility bench-ledger bench-masking bench-portraits bench-invariance bench-learners bench-segments setup clean
+.PHONY: help demo test check bench bench-utility bench-ledger bench-masking bench-portraits bench-invariance bench-learners bench-segments bench-analytics setup clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##' Makefile | sed 's/:.*##/\t/' | expand -t 16
@@ -22,7 +22,7 @@ check: $(VENV)/.dev   ## format, lint, types, borders
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: bench-utility bench-masking bench-ledger bench-portraits bench-invariance bench-learners bench-segments   ## all tables of benchmarks/
+bench: bench-utility bench-masking bench-ledger bench-portraits bench-invariance bench-learners bench-segments bench-analytics   ## all tables of benchmarks/
 
 bench-utility: $(VENV)/.dev   ## accuracy on seven real data sets, beside a central model without privacy
 	$(BIN)/python benchmarks/utility.py
@@ -44,6 +44,9 @@ bench-learners: $(VENV)/.dev   ## trees, scorecard and net by secure sums, besid
 
 bench-segments: $(VENV)/.dev   ## inertia of private segments, beside k-means without privacy
 	$(BIN)/python benchmarks/segments.py
+
+bench-analytics: $(VENV)/.dev   ## the portraits catalogue: do intervals hold the pooled truth, and are its bars met?
+	$(BIN)/python benchmarks/analytics.py
 
 setup: $(VENV)/.dev   ## only set up the environment
 

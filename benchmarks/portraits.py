@@ -151,31 +151,35 @@ def exact_counts(case: Case) -> npt.NDArray[np.float64]:
     return np.bincount(cells[cells >= 0], minlength=analysis.length(0)).astype(np.float64)
 
 
-def score(
-    analysis: profile.Profile, answer: Mapping[str, Any], truth: npt.NDArray[np.float64], into: Score
-) -> None:
-    """Hold every number of an answer against the exact counts."""
+def numbers(
+    analysis: profile.Profile, answer: Mapping[str, Any], truth: npt.NDArray[np.float64]
+) -> Iterator[tuple[str, Mapping[str, float], float]]:
+    """Every number of an answer with what it is of and the exact one."""
     everyone = truth[list(analysis.tables[0].places)].sum()
-    _hold(into, "total", answer["customers"], everyone)
+    yield "total", answer["customers"], everyone
     for table, shown in zip(analysis.tables, answer["tables"], strict=True):
         place = {tuple(name): p for p, name in zip(table.places, table.names(table.places), strict=True)}
         for group in shown["groups"]:
             places = [place[tuple(cell)] for cell in group["cells"]]
             count = truth[places].sum()
             sort = "few" if "fewer_than" in group else "merged" if len(places) > 1 else "alone"
-            _hold(into, sort, group["customers"], count)
-            _hold(into, "share", group["share"], count / everyone)
+            yield sort, group["customers"], count
+            yield "share", group["share"], count / everyone
             if "share_of_row" in group:
                 row = next(r for r in table.rows() if places[0] in r)
-                _hold(into, "share of row", group["share_of_row"], count / max(truth[list(row)].sum(), 1.0))
-            if sort == "alone":
-                into.errors.append(abs(group["customers"]["value"] - count))
-                into.widths.append(group["customers"]["high"] - group["customers"]["low"])
+                yield "share of row", group["share_of_row"], count / max(truth[list(row)].sum(), 1.0)
 
 
-def _hold(into: Score, sort: str, number: Mapping[str, float], truth: float) -> None:
-    slack = 1e-6 * max(truth, 1.0)  # the grid: a customer adds a whole number of steps
-    into.held[sort].append(number["low"] - slack <= truth <= number["high"] + slack)
+def score(
+    analysis: profile.Profile, answer: Mapping[str, Any], truth: npt.NDArray[np.float64], into: Score
+) -> None:
+    """Hold every number of an answer against the exact counts."""
+    for sort, number, count in numbers(analysis, answer, truth):
+        slack = 1e-6 * max(count, 1.0)  # the grid: a customer adds a whole number of steps
+        into.held[sort].append(number["low"] - slack <= count <= number["high"] + slack)
+        if sort == "alone":
+            into.errors.append(abs(number["value"] - count))
+            into.widths.append(number["high"] - number["low"])
 
 
 def measure(case: Case, seeds: int) -> Score:

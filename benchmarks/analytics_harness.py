@@ -1,0 +1,190 @@
+"""An analysis over branches' customers with the noise that its job would get, and whether its intervals hold.
+
+Contributions, clipping on the grid and noise multipliers are the real ones; shares and masks are left out (they add
+up to the same total), and the noise is drawn from the Gaussian that the discrete one cannot be told from.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from sfumato.client.features import analysis_frame
+from sfumato.client.ingest.load import ingest, open_source
+from sfumato.client.vault.store import Store
+from sfumato.common import analyses
+from sfumato.common.analyses.analysis import NoisySum
+from sfumato.common.contract import Contract, load_contract
+from sfumato.common.fixed_point import GRID, add, decode
+from sfumato.common.job import AnalysisJob
+from sfumato.lab.samplebank import SampleBank
+from sfumato.privacy.clipping import BoundedSum
+from sfumato.privacy.keys import EphemeralKeys
+from sfumato.privacy.plan import Plan
+
+DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
+EPSILONS = (0.5, 1.0, 2.0)
+DELTA = 1e-5
+
+Columns = Mapping[str, Any]
+Pairs = Iterator[tuple[str, Mapping[str, float], float]]  # what it is, the number shown, the truth
+
+
+@dataclass(frozen=True)
+class Case:
+    """One question over one set. `branches` are the columns that the analysis reads, a mapping a branch; `pairs`
+    holds every number of an answer against the same number on the pooled data without privacy."""
+
+    name: str
+    contract: Contract
+    kind: Any
+    question: Mapping[str, Any]
+    branches: tuple[Columns, ...]
+    pairs: Callable[[Mapping[str, Any]], Pairs]
+
+    def job(self, epsilon: float) -> AnalysisJob:
+        return AnalysisJob.model_validate(
+            {
+                "name": "benchmark",
+                "kind": self.kind,
+                "purpose": "to measure an analysis",
+                "contract": self.contract.name,
+                "privacy": {"mode": "secure-sum", "target_epsilon": epsilon, "delta": DELTA, "colluders": 1},
+                "federation": {"min_branches": max(3, len(self.branches))},
+                "question": dict(self.question),
+            }
+        )
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A bar of the catalogue: what was wanted, what was seen."""
+
+    name: str
+    wanted: str
+    seen: str
+    holds: bool
+
+
+@dataclass
+class Score:
+    """How often intervals held the truth, by what they are of."""
+
+    held: dict[str, list[bool]] = field(default_factory=dict)
+
+    def hold(self, what: str, number: Mapping[str, float], truth: float) -> None:
+        slack = 1e-6 * max(abs(truth), 1.0)  # the grid: a customer adds a whole number of steps
+        held = number["low"] - slack <= truth <= number["high"] + slack
+        self.held.setdefault(what, []).append(held)
+
+    @property
+    def all(self) -> list[bool]:
+        return [h for held in self.held.values() for h in held]
+
+
+def answers(case: Case, epsilon: float, seeds: int) -> Iterator[dict[str, Any]]:
+    """The answers of `seeds` jobs, each with its own noise."""
+    job = case.job(epsilon)
+    analysis = analyses.build(job.kind, job.question, case.contract)
+    plan = Plan.of(job, case.contract)
+    first = _total(case, analysis, plan, 0, None)
+    for seed in range(seeds):
+        rng = np.random.default_rng([seed, round(1000 * epsilon)])
+        totals: list[NoisySum] = []
+        for round_ in range(len(analysis.shares)):
+            asked = analysis.ask(round_, totals)
+            total = first if asked is None and round_ == 0 else _total(case, analysis, plan, round_, asked)
+            ask = plan.ask(round_)
+            honest = len(case.branches) - job.privacy.colluders
+            variance = (ask.noise_multiplier * GRID * case.contract.max_branches_per_customer) ** 2
+            std = math.sqrt(variance / honest * len(case.branches)) * ask.max_norm / GRID
+            totals.append(NoisySum(total + std * rng.standard_normal(total.size), std))
+        yield analysis.read(totals)
+
+
+def exact(case: Case) -> dict[str, Any]:
+    """The answer with next to no noise: where reading is what is to be checked, and not the counting."""
+    job = case.job(1.0)
+    analysis = analyses.build(job.kind, job.question, case.contract)
+    plan, totals = Plan.of(job, case.contract), list[NoisySum]()
+    for round_ in range(len(analysis.shares)):
+        asked = analysis.ask(round_, totals)
+        totals.append(NoisySum(_total(case, analysis, plan, round_, asked), 1e-9))
+    return analysis.read(totals)
+
+
+def _total(
+    case: Case, analysis: Any, plan: Plan, round_: int, asked: npt.NDArray[np.float32] | None
+) -> npt.NDArray[np.float64]:
+    bound = plan.ask(round_).max_norm
+    sums = [BoundedSum.of(analysis.contribute(round_, c, asked), bound).total for c in case.branches]
+    return np.asarray(decode(add(s for s in sums), bound))
+
+
+def coverage(case: Case, epsilon: float, seeds: int) -> Score:
+    """Ask `seeds` times and hold every number against its truth."""
+    score = Score()
+    for answer in answers(case, epsilon, seeds):
+        for what, number, truth in case.pairs(answer):
+            score.hold(what, number, truth)
+    return score
+
+
+def split(columns: Columns, branches: int) -> tuple[Columns, ...]:
+    """These customers over so many branches, by a fixed hash of their number."""
+    rows = len(next(iter(columns.values())))
+    home = [int.from_bytes(hashlib.sha256(b"%d" % n).digest()[:8]) % branches for n in range(rows)]
+    return by_branch(columns, np.array(home))
+
+
+def by_branch(columns: Columns, home: npt.NDArray[Any]) -> tuple[Columns, ...]:
+    """These customers, each at the branch that `home` names."""
+
+    def at(branch: Any) -> Columns:
+        mask = pa.array(home == branch)
+        return {name: pa.chunked_array(values).filter(mask) for name, values in map(_arrow, columns.items())}
+
+    return tuple(map(at, np.unique(home)))
+
+
+def _arrow(item: tuple[str, Any]) -> tuple[str, Any]:
+    name, values = item
+    if isinstance(values, pa.ChunkedArray):
+        return name, values.chunks or pa.chunked_array([values.combine_chunks()]).chunks
+    return name, [values if isinstance(values, pa.Array) else pa.array(values)]
+
+
+def pooled(branches: Sequence[Columns]) -> dict[str, Any]:
+    """All branches' customers side by side, as pyarrow columns."""
+    chunks: dict[str, list[Any]] = {name: [] for name in branches[0]}
+    for branch in branches:
+        for name, values in map(_arrow, branch.items()):
+            chunks[name] += values
+    return {name: pa.chunked_array(parts) for name, parts in chunks.items()}
+
+
+def bank_columns(bank: SampleBank, names: Sequence[str], directory: Path) -> tuple[Columns, ...]:
+    """These columns of a sample bank's customers, as the vaults would read them, a mapping a branch."""
+    contract = load_contract(bank.contract)
+    return tuple(map(partial(_branch, contract, names, directory), bank.branches.values()))
+
+
+def _branch(contract: Contract, names: Sequence[str], directory: Path, folder: Path) -> Columns:
+    path = directory / f"{folder.name}.duckdb"
+    store = Store.create(path, contract, EphemeralKeys())
+    try:
+        for table in contract.tables:
+            file = next(p for p in folder.iterdir() if p.stem == table.name)
+            ingest(open_source(file), table.name, contract, store)
+        frame = analysis_frame(store, contract, names)
+    finally:
+        store.close()
+        path.unlink()
+    return {name: frame[name] for name in frame.column_names}
