@@ -1,5 +1,6 @@
 """Simulation by Flower's engine: real vaults, no network; what it says of bad input; how it splits."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from sfumato.client.ingest.load import open_source
 from sfumato.common.enrolment import BranchName
 from sfumato.common.errors import BadInput
 from sfumato.lab.partition import REST, NumberedSource, split
+from sfumato.lab.simulate import simulated_branches
 
 CONTRACT = """
 version = 1
@@ -160,3 +162,41 @@ def test_one_value_is_no_split(toy: Path) -> None:
     pa.parquet.write_table(table, toy / "one.parquet")
     with pytest.raises(BadInput, match="one value only"):
         split(open_source(toy / "one.parquet"), toy / "p", column="city", branches=4, min_branch_size=1)
+
+
+def test_a_folder_of_branches_becomes_them(toy: Path) -> None:
+    contract = toy / "contract.toml"
+    for name in ("east", "west"):
+        (toy / "bank" / name).mkdir(parents=True)
+        (toy / "bank" / name / "customers.csv").write_bytes((toy / "toy.csv").read_bytes())
+    (toy / "bank" / "east" / "notes.txt").write_text("not ours")
+    with simulated_branches(
+        contract, toy / "bank", budget_epsilon=1.0, budget_delta=1e-5, keep_pooled=True
+    ) as made:
+        assert [h.name for h in made.homes] == ["east", "west"]
+        assert made.pooled is not None and made.pooled.num_rows == 1200
+        root = made.homes[0].path.parent
+    assert not root.exists()
+
+
+@pytest.mark.parametrize(
+    ("files", "fragment"),
+    [
+        ({}, "has no folder of a branch"),
+        ({"east/customers.csv": 1, "west/clients.csv": 1}, "west: no file for table 'customers'"),
+        ({"east/customers.csv": 1, "east/customers.parquet": 1}, "more than one file for table 'customers'"),
+        ({"east/customers.csv": 1}, "has 1 branches, the job needs at least 2"),
+    ],
+)
+def test_bad_folders_of_branches(toy: Path, files: dict[str, int], fragment: str) -> None:
+    (toy / "bank").mkdir()
+    for name in files:
+        (toy / "bank" / name).parent.mkdir(exist_ok=True)
+        (toy / "bank" / name).write_bytes((toy / "toy.csv").read_bytes())
+    with (
+        pytest.raises(BadInput, match=re.escape(fragment)),
+        simulated_branches(
+            toy / "contract.toml", toy / "bank", at_least=2, budget_epsilon=1.0, budget_delta=1e-5
+        ),
+    ):
+        pass

@@ -22,7 +22,13 @@ console = Console(highlight=False, soft_wrap=True)
 def simulate(
     job: Annotated[Path, typer.Argument(help="The job (TOML).")],
     contract: Annotated[Path, typer.Option(help="The data contract (TOML).")],
-    data: Annotated[Path, typer.Option(help="A CSV or Parquet file with the customers of all branches.")],
+    data: Annotated[
+        Path,
+        typer.Option(
+            help="A CSV or Parquet file with the customers of all branches; or a folder with a folder for each "
+            "branch, and in it a file for each table of the contract."
+        ),
+    ],
     branch_column: Annotated[str | None, typer.Option(help="Split into branches by this column.")] = None,
     branches: Annotated[
         int, typer.Option(min=1, help="Without a column: this many branches, at random.")

@@ -54,6 +54,7 @@ RAY_SETTINGS = {
     "RAY_worker_niceness": "0",  # at ray's own 15 a busy machine starves the vaults until their answers are late
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # or it warns at every start
 }
+TABLE_FILES = (".csv", ".parquet")
 BUDGET_FACTOR = 2.0  # the simulated branches' budget, in jobs: a second job would still be admitted
 
 
@@ -77,7 +78,8 @@ def simulate(
     report: Report = lambda _: None,
     keep_pooled: bool = False,
 ) -> Simulation:
-    """Run one job over one file split into branches. Raises BadInput, or JobFailed with the reason.
+    """Run one job over a folder of branches, or one file split into them. Raises BadInput, or JobFailed with the
+    reason.
 
     `keep_pooled` also returns the pooled features in the clear, for a central ceiling to compare with.
     """
@@ -124,16 +126,25 @@ def simulated_branches(
     report: Report = lambda _: None,
     keep_pooled: bool = False,
 ) -> Iterator[SimulatedBranches]:
-    """Split one file into branches, each with a sealed store, a ledger and a budget of its own; all of it is
-    removed at the end. Raises BadInput."""
+    """Branches, each with a sealed store, a ledger and a budget of its own: of a folder with a folder a branch, or
+    of one file that is split. All of it is removed at the end. Raises BadInput."""
     contract = load_contract(contract_file)
-    if len(contract.tables) > 1:
-        raise BadInput(
-            f"{contract_file}: declares {len(contract.tables)} tables, and a simulation takes one file",
-            hint="Simulate with a contract of the customers table alone, its features in columns.",
-        )
     if branches < 1:
         raise BadInput("--branches must be at least 1")
+    if data.is_dir():
+        if branch_column is not None or row_number_as is not None:
+            raise BadInput(f"{data}: is a folder of branches, which is not split nor numbered")
+        found = branch_folders(data, contract)
+        if len(found) < at_least:
+            raise BadInput(f"{data}: has {len(found)} branches, the job needs at least {at_least}")
+        with _of_folders(contract_file, found, budget_epsilon, budget_delta, report, keep_pooled) as made:
+            yield made
+        return
+    if len(contract.tables) > 1:
+        raise BadInput(
+            f"{contract_file}: declares {len(contract.tables)} tables, and {data} is one file",
+            hint="Give a folder with a folder for each branch, and in it a file for each table.",
+        )
     source: Source = open_source(data)
     if row_number_as is not None:
         source = NumberedSource(source, row_number_as)
@@ -164,21 +175,70 @@ def simulated_branches(
         yield SimulatedBranches(homes, key, pooled)
 
 
+def branch_folders(data: Path, contract: Contract) -> dict[str, dict[str, Path]]:
+    """A folder of branches: by branch and table the file, TABLE.csv or TABLE.parquet. Other files are left alone.
+
+    Raises BadInput where a branch lacks a table or has two files for one.
+    """
+    found: dict[str, dict[str, Path]] = {}
+    for folder in sorted(p for p in data.iterdir() if p.is_dir()):
+        found[folder.name] = {}
+        for table in contract.tables:
+            files = [p for p in sorted(folder.iterdir()) if p.stem == table.name and p.suffix in TABLE_FILES]
+            if len(files) != 1:
+                raise BadInput(
+                    f"{folder}: {'no' if not files else 'more than one'} file for table {table.name!r}",
+                    hint=f"It takes one of {', '.join(table.name + s for s in TABLE_FILES)}.",
+                )
+            found[folder.name][table.name] = files[0]
+    if not found:
+        raise BadInput(f"{data}: has no folder of a branch", hint="It takes a folder for each branch.")
+    return found
+
+
 @contextmanager
 def bank_branches(
     bank: SampleBank, *, budget_epsilon: float, budget_delta: float
 ) -> Iterator[SimulatedBranches]:
-    """The same for a sample bank, with all tables of its branches."""
-    contract = load_contract(bank.contract)
+    """The same for a sample bank."""
+    found = branch_folders(bank.contract.parent, load_contract(bank.contract))
+    with _of_folders(bank.contract, found, budget_epsilon, budget_delta, lambda _: None, False) as made:
+        yield made
+
+
+@contextmanager
+def _of_folders(
+    contract_file: Path,
+    found: Mapping[str, Mapping[str, Path]],
+    budget_epsilon: float,
+    budget_delta: float,
+    report: Report,
+    keep_pooled: bool,
+) -> Iterator[SimulatedBranches]:
+    contract = load_contract(contract_file)
     key = Ed25519PrivateKey.generate()
     genesis = _genesis(contract, budget_epsilon, budget_delta)
     with tempfile.TemporaryDirectory(prefix="sfumato-simulate-") as directory:
-        homes = []
-        for name, folder in bank.branches.items():
-            tables = {t.name: open_source(next(folder.glob(f"{t.name}.*"))) for t in contract.tables}
-            homes.append(_make_branch(Path(directory) / name, name, tables, bank.contract, genesis, key))
+        homes, frames = [], []
+        report({"event": "split", "branches": len(found)})
+        for number, (name, files) in enumerate(found.items(), 1):
+            tables = {table: open_source(file) for table, file in files.items()}
+            homes.append(_make_branch(Path(directory) / name, name, tables, contract_file, genesis, key))
+            if keep_pooled:
+                frames.append(_features(homes[-1], contract))
+            report({"event": "ingested", "branch": name, "done": number, "of": len(found)})
         _pin_each_other(homes)
-        yield SimulatedBranches(homes, key, None)
+        yield SimulatedBranches(homes, key, pa.concat_tables(frames) if keep_pooled else None)
+
+
+def _features(home: BranchHome, contract: Contract) -> pa.Table:
+    """The customers in the clear, for a ceiling to compare with."""
+    keyring = Keyring.open(home.keyring, (home.path / "passphrase").read_text())
+    store = Store.open(home.store, contract, keyring, read_only=True)
+    try:
+        return customer_frame(store, contract)
+    finally:
+        store.close()
 
 
 def _genesis(contract: Contract, budget_epsilon: float, budget_delta: float) -> dict[str, Any]:
