@@ -80,7 +80,7 @@ def analysis_frame(store: Store, contract: Contract, columns: Sequence[str]) -> 
     table = contract.customer_table
     rollups = {f.name: f for f in contract.features}
     monthly = [name for name in columns if Monthly.parse(name)]
-    lists = [listed(contract, name) for name in columns if is_listed(contract, name)]
+    lists = [listed(contract, name, text=True) for name in columns if is_listed(contract, name)]
     others = {*rollups, *monthly, *(w.name for w in lists)}
     for name in columns:
         if name not in others and not (table.has(name) and _analysable(table.column(name))):

@@ -38,6 +38,7 @@ class Role(StrEnum):
     TIME = "time"
     AMOUNT = "amount"
     BRANCH = "branch"
+    TEXT = "text"  # what a customer wrote: stored, read by text analyses alone, shown nowhere
     ATTRIBUTE = "attribute"  # stored, usable by analyses and roll-ups, not a model feature by itself
 
 
@@ -125,6 +126,8 @@ class Column(_Bounded):
                 raise ValueError(
                     f"column {name!r}: a {self.role.value} is an integer, number, category or boolean"
                 )
+        if self.role is Role.TEXT and self.type is not ColumnType.STRING:
+            raise ValueError(f"column {name!r}: a text is a string")
         if self.role is Role.LABEL:
             if self.type not in (ColumnType.CATEGORY, ColumnType.BOOLEAN, ColumnType.INTEGER):
                 raise ValueError(f"column {name!r}: a label is a category, a boolean or a 0/1 integer")
@@ -240,15 +243,17 @@ class Contract(_Strict):
         for column in [*([f.column] if f.column else []), *f.where]:
             if not table.has(column):
                 raise ValueError(f"feature {f.name!r}: table {f.table!r} has no column {column!r}")
+            if table.column(column).role is Role.TEXT:
+                raise ValueError(
+                    f"feature {f.name!r}: column {column!r} is free text, which is not rolled up"
+                )
         if f.aggregate in (Aggregate.SUM, Aggregate.MEAN, Aggregate.MIN, Aggregate.MAX) and (
             f.column is None or table.column(f.column).type not in NUMERIC
         ):
             raise ValueError(f"feature {f.name!r}: {f.aggregate.value} needs a numeric `column`")
         if f.aggregate is Aggregate.DISTINCT and f.column is None:
             raise ValueError(f"feature {f.name!r}: distinct needs a `column`")
-        if (f.days or f.aggregate in DAYS_SINCE) and (
-            self.as_of is None or not table.with_role(Role.TIME)
-        ):
+        if (f.days or f.aggregate in DAYS_SINCE) and (self.as_of is None or not table.with_role(Role.TIME)):
             raise ValueError(f"feature {f.name!r}: needs the contract's `as_of` and a column with role time")
         if self.table(self.customers).has(f.name):
             raise ValueError(f"feature {f.name!r}: the customers table has a column of that name")

@@ -281,8 +281,7 @@ bounds = [1, 5]
 [[tables.columns]]
 name = "comment"
 type = "string"
-role = "pii"
-protection = "encrypt"
+role = "text"                  # read by `sentiment` alone
 nullable = true
 
 # ------------------------------------------------------------------------------------------- contacts

@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from sfumato.client.features import analysis_frame, customer_frame, customer_tokens, holdout_mask
 from sfumato.client.vault.store import Store
+from sfumato.common.analyses.analysis import HELD_OUT
 from sfumato.common.contract import Contract
 from sfumato.common.job import Model
 from sfumato.common.learners import churn_net
@@ -78,10 +80,13 @@ class WarmData:
         return holdout_mask(tokens, self._keyring, self._contract.holdout_fraction)
 
     def columns(self, names: tuple[str, ...]) -> Mapping[str, Any]:
-        """These declared columns of all customers, in the clear, in one order."""
+        """These declared columns of all customers, in the clear, in one order; under HELD_OUT who is held out."""
         if names not in self._frames:
             while len(self._frames) >= MOST_FRAMES:
                 self._frames.pop(next(iter(self._frames)))
-            frame = analysis_frame(self._store, self._contract, names)
-            self._frames[names] = {n: frame.column(n) for n in names}
+            frame = analysis_frame(self._store, self._contract, [n for n in names if n != HELD_OUT])
+            columns = {n: frame.column(n) for n in frame.column_names}
+            if HELD_OUT in names:
+                columns[HELD_OUT] = pa.chunked_array([pa.array(self.holdout)])
+            self._frames[names] = columns
         return self._frames[names]

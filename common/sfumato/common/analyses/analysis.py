@@ -11,6 +11,9 @@ from pydantic import BaseModel
 from sfumato.common.contract import Contract
 from sfumato.common.contributions import Contributions
 
+# A column that no contract has, for analyses that learn: true for customers who are never trained on. Booleans.
+HELD_OUT = "(held out)"
+
 
 @dataclass(frozen=True)
 class NoisySum:

@@ -35,6 +35,11 @@ from sfumato.common.learners.encoding import (
 OTHER, NONE = "(other)", "(none)"
 CLIPPED_CATEGORY = "other"  # what ingest writes for an unknown category that the contract clips
 BINARY = ("0", "1")
+_UNCOUNTED = {
+    Role.PII: "personal data",
+    Role.CUSTOMER_ID: "the customer id",
+    Role.TEXT: "free text, which only text analyses read",
+}
 
 
 @dataclass(frozen=True)
@@ -79,11 +84,17 @@ def domain(contract: Contract, name: str, bins: int) -> Domain:
             hint=f"Contract {contract.name!r} has: {', '.join(_analysable(contract)) or 'nothing to analyse'}.",
         )
     column = table.column(name)
-    if column.role in (Role.PII, Role.CUSTOMER_ID):
+    if column.role in _UNCOUNTED:
         raise BadInput(
-            f"column {name!r} is {'personal data' if column.role is Role.PII else 'the customer id'}",
+            f"column {name!r} is {_UNCOUNTED[column.role]}",
             hint="No analysis can use it; choose features, amounts, the label or attributes.",
         )
+    return column_domain(column, bins)
+
+
+def column_domain(column: Column, bins: int) -> Domain:
+    """The cells of a column, whose table ever it is of. Raises BadInput on one without public cells."""
+    name = column.name
     if column.role is Role.LABEL and column.type is ColumnType.INTEGER:
         return Domain(name, BINARY, FeatureSpec(name, categories=BINARY))
     if column.type is ColumnType.BOOLEAN or column.categories is not None:
@@ -97,7 +108,7 @@ def domain(contract: Contract, name: str, bins: int) -> Domain:
 
 
 def _analysable(contract: Contract) -> list[str]:
-    columns = [c.name for c in contract.customer_table.columns if c.role not in (Role.PII, Role.CUSTOMER_ID)]
+    columns = [c.name for c in contract.customer_table.columns if c.role not in _UNCOUNTED]
     return columns + [f.name for f in contract.features]
 
 

@@ -34,8 +34,9 @@ def is_listed(contract: Contract, name: str) -> bool:
     return bool(dot) and not taken and table in others
 
 
-def listed(contract: Contract, name: str) -> Listed:
-    """The table and the column. Raises BadInput on what is not declared, personal data, and the customer id."""
+def listed(contract: Contract, name: str, *, text: bool = False) -> Listed:
+    """The table and the column. Raises BadInput on what is not declared, personal data, the customer id, and free
+    text where no `text` is read."""
     if not is_listed(contract, name):
         others = [t.name for t in contract.tables if t.name != contract.customers]
         raise BadInput(
@@ -44,8 +45,12 @@ def listed(contract: Contract, name: str) -> Listed:
         )
     table, _, column = name.partition(".")
     found = contract.table(table)
-    usable = [c.name for c in found.columns if c.role not in _SEALED]
+    sealed = _SEALED if text else (*_SEALED, Role.TEXT)
+    usable = [c.name for c in found.columns if c.role not in sealed]
     if column not in usable:
-        what = "personal data or the customer id" if found.has(column) else "not declared"
+        what = "not declared"
+        if found.has(column):
+            is_text = found.column(column).role is Role.TEXT
+            what = "free text" if is_text else "personal data or the customer id"
         raise BadInput(f"{name!r} is {what}", hint=f"Table {table!r} has: {', '.join(usable) or 'nothing'}.")
     return Listed(found, found.column(column))
