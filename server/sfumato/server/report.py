@@ -18,7 +18,7 @@ from sfumato.common.contract import Contract, Role
 from sfumato.common.notes import Checkpoint
 from sfumato.server import report_figures as figures
 from sfumato.server.pages import render, source
-from sfumato.server.report_answers import QUESTIONS, answer_of
+from sfumato.server.report_answers import answer_of
 from sfumato.server.report_curves import ScoreCurves, score_curves
 from sfumato.server.report_portrait import portrait_of
 from sfumato.server.report_words import (
@@ -55,7 +55,7 @@ METRICS = (
     ("brier", "", "Brier score", "mean squared error of the probabilities; 0 is perfect"),
     ("lift_at_10", "×", "Lift in the top tenth", "positives there, compared with a tenth drawn by lot"),
 )
-# What the secure sums were, by the job's kind; of any other, counts.
+# What the secure sums were, by the job's kind.
 SUMS = {
     "churn-net": "one for each step of the training, one for the number of customers and one for the score counts",
     **dict.fromkeys(
@@ -63,8 +63,11 @@ SUMS = {
         "one for the bins of the columns, one for each step of the training and one for the score counts",
     ),
     "segments": "one for each step on the way to the segments",
+    "profile": "of how many customers each group has",
     "drift": "of how many customers each bin has",
 }
+SUMS_OF_AN_ANALYSIS = "of bounded numbers, to which each customer adds no more than the job allows"
+ONE_TABLE = ("profile", "drift")
 NEVER_SENT = (
     "names",
     "customer numbers and national ids",
@@ -101,7 +104,8 @@ def render_report(
     curves = None
     if finished and histogram is not None and noise is not None:
         curves = score_curves(histogram, noise)
-    trained = result.get("kind", "churn-net") not in analyses.CATALOGUE
+    kind = str(result.get("kind", "churn-net"))
+    trained = kind not in analyses.CATALOGUE
     branches = [_branch(b, result) for b in _dicts(result.get("per_branch"))]
     metrics = _metrics(result)
     return render(
@@ -115,12 +119,12 @@ def render_report(
         reason=result.get("reason"),
         words=words,
         trained=trained,
-        sums=SUMS.get(str(result.get("kind", "churn-net")), "of how many customers each group has"),
-        sums_alone=result.get("kind") in ("boosted-trees", "scorecard", "segments"),
+        sums=SUMS.get(kind, SUMS_OF_AN_ANALYSIS),
+        sums_alone=kind not in ("churn-net", *ONE_TABLE),
         secure=result.get("mode") == "secure-sum",
         colluders=result.get("colluders") or 0,
-        portrait=portrait_of(portrait) if finished and result.get("kind") not in QUESTIONS else None,
-        answer=answer_of(result.get("kind"), portrait) if finished else None,
+        portrait=portrait_of(portrait) if finished and (trained or kind == "profile") else None,
+        answer=answer_of(kind, portrait) if finished else None,
         headline=_headline(metrics, curves, words) if finished else None,
         auc=metrics.get("auc"),
         metrics=[(label, says, metrics[key]) for key, _, label, says in METRICS if key in metrics],

@@ -1,4 +1,5 @@
-"""The report's figures of an analysis that is no portrait: segments, and drift since a model was made."""
+"""The report's figures of an analysis that is no profile: segments and drift in a form of their own, all else part by
+part."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,7 +8,11 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from sfumato.common.analyses.drift import SHIFTED, STABLE
+from sfumato.common.analyses.parts import parts_of
+from sfumato.common.analyses_listing import kinds, question_of
 from sfumato.server import model_figures
+from sfumato.server.part_figures import figures
+from sfumato.server.phrases import phrases
 from sfumato.server.report_figures import Plot
 from sfumato.server.report_svg import ACCENT, INK, QUIET, draw, plain
 from sfumato.server.report_words import NARROW_SPACE, Estimate, number
@@ -18,22 +23,37 @@ QUESTIONS = {"segments": "Which kinds of customers are there?", "drift": "Are th
 
 @dataclass(frozen=True)
 class Answer:
-    """The question as a title, the answer in a sentence, and figures."""
+    """The question as a title, the answer in a sentence, figures, and what is to be known of it."""
 
     question: str
     lead: str
     plots: tuple[Plot, ...]
+    notes: tuple[str, ...] = ()
+    paired: bool = False  # figures small enough to stand side by side
 
 
-def answer_of(kind: Any, answer: Mapping[str, Any] | None) -> Answer | None:
-    """None for another kind or no answer. Raises ValueError on what is no answer of that kind."""
-    if answer is None or kind not in QUESTIONS:
+def answer_of(kind: str, answer: Mapping[str, Any] | None) -> Answer | None:
+    """None for no answer, or a profile's. Raises ValueError on what is no answer of that kind."""
+    if answer is None or kind == "profile" or kind not in kinds():
         return None
     try:
+        if kind not in QUESTIONS:
+            return _parts(kind, answer)
         lead, plots = _segments(answer) if kind == "segments" else _drift(answer)
     except (KeyError, TypeError, AttributeError) as e:
         raise ValueError(f"not the answer of {kind}: {e}") from None
-    return Answer(QUESTIONS[kind], lead, plots)
+    return Answer(QUESTIONS[kind], lead, plots, paired=len(plots) > 1)
+
+
+def _parts(kind: str, answer: Mapping[str, Any]) -> Answer:
+    """A figure a part. Raises ValueError."""
+    words = phrases("en")
+    parts = list(parts_of({"parts": answer["parts"]}))
+    plots = tuple(plot for i, part in enumerate(parts) for plot in figures(part, words, f"part-{i}"))
+    lead = f"{number(len(plots))} {'figures' if len(plots) != 1 else 'figure'} answer it."
+    if (customers := Estimate.of(answer.get("customers"))) is not None:
+        lead = f"Of {customers.full} customers. {lead}"
+    return Answer(question_of(kind), lead, plots, tuple(map(str, answer.get("notes", ()))))
 
 
 def _segments(answer: Mapping[str, Any]) -> tuple[str, tuple[Plot, ...]]:
