@@ -4,12 +4,17 @@ and the reading of the noisy totals. A new analysis is a new file, and a line he
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from sfumato.common.analyses import drift, profile, segments
+from sfumato.common.analyses import basket, drift, profile, segments
 from sfumato.common.analyses.analysis import Analysis, AnalysisModule
 from sfumato.common.contract import Contract
 
-Kind = Literal["profile", "segments", "drift"]
-CATALOGUE: dict[Kind, AnalysisModule] = {"profile": profile, "segments": segments, "drift": drift}
+Kind = Literal["profile", "segments", "drift", "basket"]
+CATALOGUE: dict[Kind, AnalysisModule] = {
+    "profile": profile,
+    "segments": segments,
+    "drift": drift,
+    "basket": basket,
+}
 
 
 def build(kind: Kind, question: Mapping[str, Any], contract: Contract) -> Analysis:
