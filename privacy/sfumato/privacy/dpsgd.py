@@ -26,6 +26,7 @@ from opacus.validators import ModuleValidator
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from sfumato.common.learners.churn_net import MOMENTUM
 from sfumato.common.learners.encoding import Encoded
 from sfumato.privacy import clipped_gradients
 from sfumato.privacy.adaptive_clipping import AdaptiveBound
@@ -34,7 +35,6 @@ from sfumato.privacy.noise import SecureRandom
 from sfumato.privacy.phantoms import Phantoms
 
 OptimizerName = Literal["adam", "sgd"]
-MOMENTUM = 0.9
 PHYSICAL_BATCH = 512  # rows whose gradients are held at once: memory, not meaning
 BOOKKEEPING_BATCH = 4096
 

@@ -20,7 +20,6 @@ from sfumato.common.learners import churn_net
 from sfumato.common.learners.bins import Schema
 from sfumato.common.learners.models import Tensors
 from sfumato.privacy.adaptive_clipping import AdaptiveBound
-from sfumato.privacy.dpsgd import MOMENTUM
 from sfumato.privacy.plan import Ask
 from sfumato.server import strategies
 from sfumato.server.conversation import Weights
@@ -112,7 +111,7 @@ class Descent:
         self._optimizer: torch.optim.Optimizer = (
             torch.optim.Adam([self._weights], lr=rate)
             if training.optimizer == "adam"
-            else torch.optim.SGD([self._weights], lr=rate, momentum=MOMENTUM)
+            else torch.optim.SGD([self._weights], lr=rate, momentum=churn_net.MOMENTUM)
         )
 
     def step(self, gradient: npt.NDArray[np.float64]) -> Weights:

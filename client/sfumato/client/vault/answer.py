@@ -28,7 +28,6 @@ from sfumato.common.contract import Contract
 from sfumato.common.errors import Refusal, RefusalCode
 from sfumato.common.job import ANY_JOB, AnalysisJob, AnyJob, ChurnNetJob, Job, SignedJob
 from sfumato.common.learners import churn_net
-from sfumato.privacy import dpsgd
 from sfumato.privacy.door import Door, Released
 from sfumato.privacy.keys import Keyring
 from sfumato.privacy.ledger import Entry, Ledger
@@ -273,6 +272,8 @@ class Vault:
     def _train(self, question: messages.Train, body: Vector | None, frame: bytes) -> bytes:
         job, plan = self._local(question.job_id)
         self._check_round(question.job_id, question.round, job.training.rounds)
+        from sfumato.privacy import dpsgd  # opacus doubles the time in which a vault comes up
+
         net = churn_net.build(self._contract, job.model, job.training.seed)
         load_weights(net, body)
         customers = self._data.learners(job.model)

@@ -7,7 +7,7 @@ privacy.audit). Nothing is computed before the door calls for it.
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, repeat
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,10 +27,12 @@ from sfumato.common.learners.bins import Schema
 from sfumato.common.learners.schema import SchemaRound
 from sfumato.privacy.adaptive_clipping import AdaptiveBound
 from sfumato.privacy.clipping import BoundedSum
-from sfumato.privacy.dpsgd import GradientSums
 from sfumato.privacy.noise import SecureRandom
 from sfumato.privacy.phantoms import Phantoms
 from sfumato.privacy.plan import MOST_SUMMED, Ask
+
+if TYPE_CHECKING:
+    from sfumato.privacy.dpsgd import GradientSums
 
 PART_NUMBERS = 1 << 22  # of customers' vectors that lie in memory at once
 
@@ -106,6 +108,8 @@ class Contributing:
     def _of_gradient(
         self, job_id: str, job: ChurnNetJob, ask: Ask, body: Vector | None, phantoms: Phantoms
     ) -> Contribution:
+        from sfumato.privacy.dpsgd import GradientSums  # opacus doubles the time in which a vault comes up
+
         if job_id not in self._steps:
             net = churn_net.build(self._contract, job.model, job.training.seed)
             encoded, labels = self._data.learners(job.model).training

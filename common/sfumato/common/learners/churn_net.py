@@ -27,6 +27,8 @@ from sfumato.common.learners.encoding import Encoded, Encoder
 
 Weights = npt.NDArray[np.float32]
 
+MOMENTUM = 0.9  # of plain gradient descent, at a branch and at the coordinator alike
+
 
 class GatedRecurrentUnit(nn.Module):
     """Inputs [n, T, S] to the last state [n, H], in (-1, 1). Of plain linear layers, so that each customer's gradient
