@@ -6,14 +6,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-)
 from rich.table import Table
 
 console = Console(highlight=False, soft_wrap=True)
@@ -51,36 +43,12 @@ def simulate(
     ] = False,
 ) -> None:
     """Run a job over your own data without any server, by Flower's simulation engine."""
+    from sfumato.lab.progress import shown_progress
     from sfumato.lab.simulate import simulate as run
     from sfumato.server.answers import print_answer
     from sfumato.server.run_files import write_whole
 
-    with Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-    ) as progress:
-        task = progress.add_task("checking the data", total=None)
-
-        def report(event: dict[str, Any]) -> None:
-            match event["event"]:
-                case "ingested":
-                    progress.update(task, description="ingesting", completed=event["done"], total=event["of"])
-                case "joined":
-                    progress.update(task, description="opening the job", completed=0, total=None)
-                case "sum":
-                    progress.update(
-                        task, description="asking", completed=event["round"], total=event["rounds"]
-                    )
-                case "round":
-                    progress.update(
-                        task, description="training", completed=event["round"], total=event["rounds"]
-                    )
-
+    with shown_progress(console) as shown:
         result = run(
             job,
             contract,
@@ -89,14 +57,14 @@ def simulate(
             branches=branches,
             min_branch_size=min_branch_size,
             row_number_as=row_number_as,
-            report=report,
+            report=shown.report,
             keep_pooled=ceiling,
         )
         summary = dict(result.outcome.summary)
         if ceiling:
             from sfumato.lab.ceiling import central_auc
 
-            progress.update(task, description="central model without privacy", completed=0, total=None)
+            shown.say("central model without privacy")
             assert result.pooled is not None
             summary["ceiling_auc"] = central_auc(result.pooled)
     if result.outcome.answer is not None:
