@@ -44,8 +44,9 @@ def quotient(
     return {"value": value, "low": low, "high": high}
 
 
-def independent_copies(total: NoisySum) -> tuple[NoisySum, NoisySum]:
-    """Two totals with independent noise made of one: std * sqrt(10), and std * sqrt(10 / 9). They repeat.
+def independent_copies(total: NoisySum, sharpness: float = SHARPNESS) -> tuple[NoisySum, NoisySum]:
+    """Two totals with independent noise made of one: with s for the sharpness std * sqrt(1 + s^2), as it stands
+    std * sqrt(10), and std * sqrt(1 + 1 / s^2), std * sqrt(10 / 9). They repeat.
 
     Whoever picks by the first what to show of the second shows numbers that the picking did not bend (data
     fission: Leiner et al. 2023, arXiv 2112.11079, for a Gaussian of known variance).
@@ -53,8 +54,8 @@ def independent_copies(total: NoisySum) -> tuple[NoisySum, NoisySum]:
     seed = int.from_bytes(hashlib.sha256(total.values.tobytes()).digest())
     rng = np.random.default_rng(seed)  # noqa: TID251 - it reads a public result; it protects nothing
     extra = rng.standard_normal(total.values.size) * total.std
-    coarse = NoisySum(total.values + SHARPNESS * extra, total.std * sqrt(1 + SHARPNESS**2))
-    fine = NoisySum(total.values - extra / SHARPNESS, total.std * sqrt(1 + 1 / SHARPNESS**2))
+    coarse = NoisySum(total.values + sharpness * extra, total.std * sqrt(1 + sharpness**2))
+    fine = NoisySum(total.values - extra / sharpness, total.std * sqrt(1 + 1 / sharpness**2))
     return coarse, fine
 
 
