@@ -4,17 +4,18 @@ and the reading of the noisy totals. A new analysis is a new file, and a line he
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from sfumato.common.analyses import basket, campaign, drift, profile, segments
+from sfumato.common.analyses import basket, campaign, drift, profile, rfm, segments
 from sfumato.common.analyses.analysis import Analysis, AnalysisModule
 from sfumato.common.contract import Contract
 
-Kind = Literal["profile", "segments", "drift", "basket", "campaign"]
+Kind = Literal["profile", "segments", "drift", "basket", "campaign", "rfm"]
 CATALOGUE: dict[Kind, AnalysisModule] = {
     "profile": profile,
     "segments": segments,
     "drift": drift,
     "basket": basket,
     "campaign": campaign,
+    "rfm": rfm,
 }
 
 
