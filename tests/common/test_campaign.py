@@ -9,12 +9,13 @@ import pytest
 
 from sfumato.common import analyses
 from sfumato.common.analyses.analysis import NoisySum
-from sfumato.common.analyses.arms import Arms, difference
+from sfumato.common.analyses.arms import Arms
 from sfumato.common.analyses.campaign import Campaign, Question, build
 from sfumato.common.analyses.latest import Groups, Measure
 from sfumato.common.contract import Contract
 from sfumato.common.contributions import Rows
 from sfumato.common.errors import BadInput
+from sfumato.common.learners.uplift import difference
 
 LETTERS = {
     "name": "letters",

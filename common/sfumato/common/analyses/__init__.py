@@ -4,11 +4,11 @@ and the reading of the noisy totals. A new analysis is a new file, and a line he
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from sfumato.common.analyses import basket, campaign, drift, profile, rfm, satisfaction, segments
+from sfumato.common.analyses import basket, campaign, drift, loyalty, profile, rfm, satisfaction, segments
 from sfumato.common.analyses.analysis import Analysis, AnalysisModule
 from sfumato.common.contract import Contract
 
-Kind = Literal["profile", "segments", "drift", "basket", "campaign", "rfm", "satisfaction"]
+Kind = Literal["profile", "segments", "drift", "basket", "campaign", "rfm", "satisfaction", "loyalty"]
 CATALOGUE: dict[Kind, AnalysisModule] = {
     "profile": profile,
     "segments": segments,
@@ -17,6 +17,7 @@ CATALOGUE: dict[Kind, AnalysisModule] = {
     "campaign": campaign,
     "rfm": rfm,
     "satisfaction": satisfaction,
+    "loyalty": loyalty,
 }
 
 

@@ -22,57 +22,17 @@ import numpy.typing as npt
 
 from sfumato.common.analyses.analysis import NoisySum
 from sfumato.common.analyses.domains import NONE, OTHER
-from sfumato.common.analyses.estimates import REACH, Number, Ties, number, quotient
+from sfumato.common.analyses.estimates import REACH, Number, Ties, number
 from sfumato.common.analyses.latest import Groups, Measure
 from sfumato.common.contract import Contract
 from sfumato.common.contributions import Rows
 from sfumato.common.errors import BadInput
+from sfumato.common.learners.uplift import Cell
 
 MOST_CELLS = 2_000
 SPREAD_WEIGHT = 0.35  # of an outcome's own
 
 Floats = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Cell:
-    """Customers of one arm (and group): how many, and for each outcome its sum and the sum of y (1 - y), scaled.
-    `n_var` and the rest are the noise's variances, the same for all outcomes."""
-
-    n: float
-    sums: Floats
-    spreads: Floats
-    n_var: float
-    sum_var: float
-    covariance: float
-
-    @property
-    def customers(self) -> Number:
-        reach = REACH * sqrt(self.n_var)
-        return number(self.n, self.n - reach, self.n + reach)
-
-    def mean(self, outcome: int) -> Number:
-        """Of y, in [0, 1], with Fieller's interval for the noise."""
-        return quotient(float(self.sums[outcome]), self.n, self.sum_var, self.n_var, self.covariance)
-
-    def noise(self, outcome: int) -> float:
-        """The noise's standard deviation in that mean, by the delta method."""
-        r = self.mean(outcome)["value"]
-        variance = self.sum_var - 2 * r * self.covariance + r * r * self.n_var
-        return sqrt(max(variance, 0.0)) / max(self.n, 1.0)
-
-    def sampling(self, outcome: int, happens: bool) -> tuple[float, float]:
-        """How far the mean of other customers of the kind may lie below and above this one's (95 %): Wilson's
-        interval (1927) of a rate, the normal one of a number."""
-        n, r = max(self.n, 1.0), self.mean(outcome)["value"]
-        if not happens:
-            spread = max(float(self.spreads[outcome]) / n, 0.0)
-            variance = min(max(r - spread - r * r, 0.0), r * (1 - r))
-            # What the noise hides of a spread is taken as there: it is one sigma, and small.
-            return (REACH * sqrt(variance / n),) * 2
-        middle, reach = r + REACH**2 / (2 * n), REACH * sqrt(r * (1 - r) / n + (REACH / (2 * n)) ** 2)
-        over = 1 + REACH**2 / n
-        return r - (middle - reach) / over, (middle + reach) / over - r
 
 
 @dataclass(frozen=True)
@@ -237,39 +197,3 @@ class ArmTable:
         n = float(self.sums[0, :, 0].sum())
         reach = REACH * sqrt(float(self.variances[0, 0]) * len(self.of.names))
         return number(n, n - reach, n + reach)
-
-
-@dataclass(frozen=True)
-class Difference:
-    """One arm's mean over another's, in [-1, 1]: with the interval for the noise, and the one for sampling, too."""
-
-    value: float
-    noise: tuple[float, float]  # how far below and above
-    both: tuple[float, float]
-
-    @property
-    def low(self) -> float:
-        return max(self.value - self.both[0], -1.0)
-
-    @property
-    def high(self) -> float:
-        return min(self.value + self.both[1], 1.0)
-
-    def wider(self, reach: float) -> tuple[float, float]:
-        """The interval for both, with other standard deviations than those of 95 %."""
-        return tuple(
-            self.value + sign * side * reach / REACH for sign, side in zip((-1, 1), self.both, strict=True)
-        )  # type: ignore[return-value]
-
-
-def difference(treated: Cell, control: Cell, outcome: int, happens: bool) -> Difference:
-    """Intervals of each arm put together as squares (Newcombe 1998; Zou & Donner 2008)."""
-    one, other = treated.mean(outcome), control.mean(outcome)
-    ones, others = treated.sampling(outcome, happens), control.sampling(outcome, happens)
-    down = one["value"] - one["low"], other["high"] - other["value"]
-    up = one["high"] - one["value"], other["value"] - other["low"]
-    return Difference(
-        one["value"] - other["value"],
-        (hypot(*down), hypot(*up)),
-        (hypot(*down, ones[0], others[1]), hypot(*up, ones[1], others[0])),
-    )
