@@ -1,5 +1,7 @@
 """Any part of an answer as figures: charts with whiskers, a description in words, and every number as a table."""
 
+import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -10,7 +12,7 @@ from sfumato.server.report_words import Estimate
 from sfumato.server.whiskers import Chart, Panel
 
 MOST_LINES, MOST_PANELS = 40, 4
-EVERYTHING = (0.0, 100.0)
+_STANDARD = re.compile("[a-z ]+")
 SCALES = "column"  # what rows are by whose values lie on scales of their own
 
 
@@ -34,8 +36,9 @@ def figures(part: Part, words: Phrases, name: str) -> Iterator[Plot]:
 
 def _title(part: Part, words: Phrases) -> str:
     """Of a table that is called after its columns, those as the contract has them."""
-    named = words.value if any(name in part.name for name in part.by) else words.term
-    return named(part.name)
+    if _STANDARD.fullmatch(part.name) and part.name not in part.by:
+        return _capital(words.term(part.name))
+    return words.column(part.name)
 
 
 def _pieces(part: Part) -> Iterator[tuple[str | None, Part]]:
@@ -53,14 +56,16 @@ def _without(names: tuple[str, ...], at: int) -> tuple[str, ...]:
 
 
 def _panels(part: Part) -> Iterator[tuple[str, ...]]:
-    """As many panels as one figure holds: every batch of measures is a figure."""
-    for start in range(0, len(part.measures), MOST_PANELS):
-        yield part.measures[start : start + MOST_PANELS]
+    """The measures of each figure: as few figures as hold them, and as equal."""
+    figures_ = max(1, math.ceil(len(part.measures) / MOST_PANELS))
+    size = max(1, math.ceil(len(part.measures) / figures_))
+    for start in range(0, len(part.measures), size):
+        yield part.measures[start : start + size]
 
 
 def _figure(part: Part, words: Phrases, name: str, title: str) -> Plot:
-    labels = [_label(r, words) for r in part.rows]
-    by = words.say(" and ").join(map(words.value, part.by))
+    labels = [_label(part, r, words) for r in part.rows]
+    by = words.say(" and ").join(map(words.column, part.by))
     heads = [_head(m, part.units[m], words) for m in part.measures]
     caption = (
         _capital(words.say(", ").join(heads)) + (words.say(", by {by}", by=by) if by else "") + words.say(".")
@@ -76,17 +81,15 @@ def _figure(part: Part, words: Phrases, name: str, title: str) -> Plot:
         says = words.say("Dot-and-whisker chart.") + " " + caption + _extremes(panels[0], labels, words)
         groups = tuple(r.of[0] if len(r.of) > 1 else "" for r in drawn)
         svg = Chart(name, title, says, tuple(labels[:MOST_LINES]), groups, tuple(panels)).svg()
-    columns = [" · ".join(map(words.value, part.by)) or words.term("all customers")]
-    for head in heads:
-        columns += [head, words.say("interval")]
-    columns += map(words.term, part.words)
+    columns = [" · ".join(map(words.column, part.by)) or words.term("all customers")]
+    columns += [*heads, *map(words.term, part.words)]
     return Plot(name, title, caption, svg, tuple(columns), tuple(_cells(part, labels, words)))
 
 
-def _label(row: Row, words: Phrases) -> str:
+def _label(part: Part, row: Row, words: Phrases) -> str:
     """What the row is of, with its name where it has one."""
-    of = " · ".join(map(words.value, row.of))
-    name = words.value(row.words.get("name", ""))
+    of = " · ".join(words.value(by, v) for by, v in zip(part.by, row.of, strict=True))
+    name = words.value("name", row.words["name"]) if "name" in row.words else ""
     return f"{of}: {name}" if of and name else of or name
 
 
@@ -103,7 +106,8 @@ def _head(measure: str, unit: Unit, words: Phrases) -> str:
 def _panel(measure: str, unit: Unit, head: str, rows: Sequence[Row]) -> Panel:
     found = tuple(estimate(r.numbers.get(measure), unit) for r in rows)
     amount = unit != "points" and all(e.low >= 0 for e in found if e is not None)
-    return Panel(head, found, amount, EVERYTHING if unit == "share" else None)
+    least = 0.0 if amount else -100.0  # of a difference of shares
+    return Panel(head, found, amount, (least, 100.0) if unit == "share" else None)
 
 
 def _extremes(panel: Panel, labels: Sequence[str], words: Phrases) -> str:
@@ -123,10 +127,6 @@ def _extremes(panel: Panel, labels: Sequence[str], words: Phrases) -> str:
 def _cells(part: Part, labels: Sequence[str], words: Phrases) -> Iterator[tuple[str, ...]]:
     for row, label in zip(part.rows, labels, strict=True):
         cells = [label or words.term("all customers")]
-        for measure, unit in part.units.items():
-            cells += _pair(estimate(row.numbers.get(measure), unit), words)
-        yield (*cells, *(words.value(row.words.get(w, "")) for w in part.words))
-
-
-def _pair(e: Estimate | None, words: Phrases) -> tuple[str, str]:
-    return (e.text, words.ranges(e.interval)) if e is not None else ("–", "")
+        found = (estimate(row.numbers.get(m), unit) for m, unit in part.units.items())
+        cells += [words.ranges(e.full) if e is not None else "–" for e in found]
+        yield (*cells, *(words.value(w, row.words.get(w, "")) for w in part.words))

@@ -10,51 +10,79 @@ from typing import Any, Literal
 from sfumato.server.pages import source
 
 Language = Literal["en", "zh"]
-_RANGE = re.compile(r"(?<=[\d.,)\u202f%]) to (?=[\u2212\d(])")
+_BETWEEN = re.compile(r"(?<=[\d.,)\u202f%]) (to|or) (?=[-\u2212\d(])")
 
 
 @dataclass(frozen=True)
 class Phrases:
-    """`phrases`: the page's own words, all of them. `terms`: the kinds' standard words, as far as they are known."""
+    """`phrases`: the pages' own sentences, all of them. `names`: parts, measures, units and what rows are by.
+    `values`: by what they are by, values that are the catalogue's own words. `notes`: what a kind says of its answer,
+    with {} for what varies. What a language does not have stays English, or as the contract has it."""
 
     language: Language
     phrases: Mapping[str, str] = field(repr=False)
-    terms: Mapping[str, str] = field(repr=False)
+    names: Mapping[str, str] = field(repr=False)
+    values: Mapping[str, Mapping[str, str]] = field(repr=False)
+    notes: Mapping[str, str] = field(repr=False)
+    question: str | None = None  # that the kind asks
 
     @property
     def tag(self) -> str:
         """For a lang attribute (BCP 47)."""
         return {"en": "en", "zh": "zh-Hans"}[self.language]
 
+    @property
+    def foreign(self) -> str | None:
+        """The lang attribute of what stays in English."""
+        return "en" if self.language != "en" else None
+
     def say(self, phrase: str, **values: Any) -> str:
-        """A phrase of the page, with its values. Raises KeyError on one that is not translated."""
+        """A sentence of the page, with its values. Raises KeyError on one that is not translated."""
         text = phrase if self.language == "en" else self.phrases[phrase]
         return text.format(**values)
 
     def term(self, name: str) -> str:
         """A part's, measure's or unit's name in words."""
-        return self.value(name.replace("_", " "))
+        return self.names.get(name, name.replace("_", " "))
 
-    def value(self, text: str) -> str:
-        """A standard word of the catalogue in the language; else as the contract has it, with ranges said."""
-        if self.language == "en":
-            return text
-        found = self.terms.get(text.replace("_", " ").lower())
+    def column(self, name: str) -> str:
+        """What rows are by: a word of the kind, or a column, as the contract has it."""
+        return self.names.get(name, name)
+
+    def value(self, by: str, text: str) -> str:
+        """One of its values."""
+        found = self.values.get(by, {}).get(text)
         return found if found is not None else self.ranges(text)
 
     def ranges(self, text: str) -> str:
-        """'3 to 5' in the language."""
-        return text if self.language == "en" else _RANGE.sub(" 至 ", text)
+        """'3 to 5' and '3 or 5' in the language."""
+        if self.language == "en":
+            return text
+        return _BETWEEN.sub(lambda found: f" {self.phrases[found[1]]} ", text)
 
-    def foreign(self, text: str) -> str | None:
-        """The lang attribute of a sentence that came in English, where the page is in another language."""
-        return "en" if self.language != "en" and self.terms.get(text.lower()) is None else None
+    def note(self, text: str) -> str | None:
+        """What a kind says of its answer; None where it is not translated."""
+        if self.language == "en":
+            return text
+        for english, translated in self.notes.items():
+            pattern = "(.+?)".join(re.escape(piece) for piece in english.split("{}"))
+            if (found := re.fullmatch(pattern, text)) is not None:
+                return translated.format(*map(self.ranges, found.groups()))
+        return None
 
 
 @cache
-def phrases(language: Language) -> Phrases:
-    """The catalogue of a language."""
+def phrases(language: Language, kind: str = "") -> Phrases:
+    """The catalogue of a language; with the words of a `kind`."""
     if language == "en":
-        return Phrases("en", {}, {})
+        return Phrases("en", {}, {}, {}, {})
     read = tomllib.loads(source(f"{language}.toml"))
-    return Phrases(language, read["phrases"], {k.lower(): v for k, v in read["terms"].items()})
+    of = read["kinds"].get(kind, {})
+    return Phrases(
+        language,
+        read["phrases"],
+        read["names"] | of.get("names", {}),
+        read["values"] | of.get("values", {}),
+        of.get("notes", {}),
+        of.get("question"),
+    )

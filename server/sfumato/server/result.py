@@ -82,6 +82,12 @@ class Result:
         """As `sfumato job export --json`."""
         write_whole(Path(path), as_json([self.reading]))
 
+    def to_portrait(self, folder: Path | str, *, force: bool = False) -> None:
+        """Pages in English and Chinese, JSON and CSV, as `sfumato portrait`. Raises BadInput."""
+        from sfumato.server.portrait import Portrait, write_portrait
+
+        write_portrait(Path(folder), Portrait.of([self.reading]), ("en", "zh"), force=force)
+
     def show(self) -> None:
         """Print it, as `sfumato job show` does."""
         from rich.console import Console

@@ -200,8 +200,8 @@ def _text(
 
 
 def _width(text: str) -> float:
-    """About as wide as the reader's font will draw it: Chinese is a square, the rest a little over half of one."""
-    return FONT * sum(1.0 if unicodedata.east_asian_width(c) in "WF" else 0.57 for c in text)
+    """About as wide as the reader's font will draw it: Chinese is a square, the rest less than two thirds of one."""
+    return FONT * sum(1.0 if unicodedata.east_asian_width(c) in "WF" else 0.64 for c in text)
 
 
 def _shortened(text: str, longest: float = LONGEST_LABEL) -> str:
