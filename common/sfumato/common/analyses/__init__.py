@@ -4,20 +4,41 @@ and the reading of the noisy totals. A new analysis is a new file, and a line he
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from sfumato.common.analyses import basket, campaign, drift, loyalty, profile, rfm, satisfaction, segments
+from sfumato.common.analyses import (
+    basket,
+    campaign,
+    drift,
+    lifecycle,
+    loyalty,
+    profile,
+    rfm,
+    satisfaction,
+    segments,
+)
 from sfumato.common.analyses.analysis import Analysis, AnalysisModule
 from sfumato.common.contract import Contract
 
-Kind = Literal["profile", "segments", "drift", "basket", "campaign", "rfm", "satisfaction", "loyalty"]
+Kind = Literal[
+    "profile",
+    "segments",
+    "drift",
+    "basket",
+    "campaign",
+    "lifecycle",
+    "loyalty",
+    "rfm",
+    "satisfaction",
+]
 CATALOGUE: dict[Kind, AnalysisModule] = {
     "profile": profile,
     "segments": segments,
     "drift": drift,
     "basket": basket,
     "campaign": campaign,
+    "lifecycle": lifecycle,
+    "loyalty": loyalty,
     "rfm": rfm,
     "satisfaction": satisfaction,
-    "loyalty": loyalty,
 }
 
 
