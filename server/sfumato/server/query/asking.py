@@ -46,7 +46,7 @@ class Asking:
 
     def job(self, sql: str, contract: Contract) -> AnalysisJob:
         """Raises BadInput with the reason why it is not answered."""
-        question = compiled(sql, contract).model_dump(mode="json", exclude_defaults=True)
+        question = compiled(sql, contract).model_dump(mode="json")
         secure = self.mode == "secure-sum"
         made: dict[str, Any] = {
             "name": f"query-{hashlib.sha256(canonical_bytes(question)).hexdigest()[:8]}",

@@ -101,8 +101,8 @@ class Aggregates:
         what = inside(node.this) if node.this is not None else exp.Star()
         if isinstance(what, exp.Distinct):
             only(what, "expressions")
-            one = inside(what.expressions[0])
-            if len(what.expressions) != 1 or not isinstance(one, exp.Column):
+            one = inside(what.expressions[0]) if len(what.expressions) == 1 else None
+            if not isinstance(one, exp.Column):
                 refuse("COUNT(DISTINCT …) counts customers alone")
             if not self.scope.is_customer(self.scope.column(one)):
                 refuse(

@@ -37,6 +37,14 @@ PARTS = {
     "operation_modifiers": "a modifier",
     "prewhere": "PREWHERE",
 }
+CALLED: dict[type[exp.Expr] | tuple[type[exp.Expr], ...], str] = {
+    (exp.Subquery, exp.Query): "a subquery",
+    exp.Window: "a window function",
+    exp.Star: "*",
+    (exp.Add, exp.Sub, exp.Mul, exp.Div, exp.Mod, exp.IntDiv, exp.Pow): "arithmetic",
+    (exp.Literal, exp.Neg, exp.Boolean, exp.Null): "a value",
+    (exp.DDL, exp.DML, exp.Drop, exp.Command): "a command",
+}
 UNDERSTOOD = ("expressions", "from_", "joins", "where", "group", "having", "order", "limit")
 
 logging.getLogger("sqlglot").setLevel(logging.ERROR)  # its warnings repeat the statement
@@ -75,7 +83,8 @@ def only(node: exp.Expr, *known: str) -> None:
     """Refuses a node that has more to it than these parts."""
     for name, value in node.args.items():
         if value and name not in known:
-            refuse(f"{kind(node)} with {name.replace('_', ' ').strip()} is not understood")
+            inner = kind(value) if isinstance(value, exp.Query) else name.replace("_", " ").strip()
+            refuse(f"{kind(node)} with {inner} is not understood")
 
 
 def kind(node: exp.Expr | None) -> str:

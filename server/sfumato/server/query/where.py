@@ -80,7 +80,7 @@ def _leaf(node: exp.Expr, contract: Contract, column: Column) -> Tree:
             if not 0 < len(node.expressions) <= MOST_VALUES:
                 refuse(f"IN takes 1 to {MOST_VALUES} values")
             name, values = column(inside(node.this)), [literal(inside(e)) for e in node.expressions]
-            found = [compared(contract, name, "=", v) for v in values]
+            found = [compared(contract, name, "=", v, alone=False) for v in values]
             if all(isinstance(f, Among) for f in found):
                 named = dict.fromkeys(v for f in found if isinstance(f, Among) for v in f.values)
                 return Among(column=name, values=tuple(named))
@@ -138,8 +138,9 @@ def finite(text: str) -> float:
     return value if math.isfinite(value) else refuse("a number is too large")
 
 
-def compared(contract: Contract, name: str, sign: str, value: Literal) -> Tree:
-    """A column compared with a value. Raises BadInput where the contract rules that out."""
+def compared(contract: Contract, name: str, sign: str, value: Literal, *, alone: bool = True) -> Tree:
+    """A column compared with a value. Raises BadInput on a name that the contract has not; of a number that stands
+    `alone` also where the contract's bounds rule it out."""
     known = comparable(contract, name)
     if value is None:
         refuse("nothing equals NULL", "Write IS NULL.")
@@ -162,7 +163,8 @@ def compared(contract: Contract, name: str, sign: str, value: Literal) -> Tree:
     )
     if sign == "<>":
         return Not(of=found)
-    _somebody(contract, found)
+    if alone:
+        _somebody(contract, found)
     return found
 
 
