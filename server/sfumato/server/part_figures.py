@@ -25,7 +25,9 @@ def figures(part: Part, words: Phrases, name: str) -> Iterator[Plot]:
     """The part's figures; `name` keeps their ids apart. Rows of several columns give a figure a column, as these lie
     on scales of their own."""
     pieces = list(_pieces(part))
-    for place, (column, piece) in enumerate(pieces):
+    for place, (column, whole) in enumerate(pieces):
+        known = {m: u for m, u in whole.units.items() if any(m in r.numbers for r in whole.rows)}
+        piece = replace(whole, units=known)
         title = _title(part, words) + (f" · {column}" if column is not None else "")
         chunks = list(_panels(piece)) or [()]
         for i, measures in enumerate(chunks):
@@ -81,9 +83,16 @@ def _figure(part: Part, words: Phrases, name: str, title: str) -> Plot:
         says = words.say("Dot-and-whisker chart.") + " " + caption + _extremes(panels[0], labels, words)
         groups = tuple(r.of[0] if len(r.of) > 1 else "" for r in drawn)
         svg = Chart(name, title, says, tuple(labels[:MOST_LINES]), groups, tuple(panels)).svg()
-    columns = [" · ".join(map(words.column, part.by)) or words.term("all customers")]
+    columns = [" · ".join(map(words.column, part.by)) or words.say("Of whom")]
     columns += [*heads, *map(words.term, part.words)]
-    return Plot(name, title, caption, svg, tuple(columns), tuple(_cells(part, labels, words)))
+    return Plot(
+        name,
+        title,
+        caption,
+        svg,
+        tuple(columns),
+        tuple(_cells(part, [label or title for label in labels], words)),
+    )
 
 
 def _label(part: Part, row: Row, words: Phrases) -> str:
@@ -126,7 +135,7 @@ def _extremes(panel: Panel, labels: Sequence[str], words: Phrases) -> str:
 
 def _cells(part: Part, labels: Sequence[str], words: Phrases) -> Iterator[tuple[str, ...]]:
     for row, label in zip(part.rows, labels, strict=True):
-        cells = [label or words.term("all customers")]
+        cells = [label]
         found = (estimate(row.numbers.get(m), unit) for m, unit in part.units.items())
         cells += [words.ranges(e.full) if e is not None else "–" for e in found]
         yield (*cells, *(words.value(w, row.words.get(w, "")) for w in part.words))

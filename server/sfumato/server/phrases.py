@@ -51,7 +51,7 @@ class Phrases:
 
     def value(self, by: str, text: str) -> str:
         """One of its values."""
-        found = self.values.get(by, {}).get(text)
+        found = self._filled(self.values.get(by, {}), text)
         return found if found is not None else self.ranges(text)
 
     def ranges(self, text: str) -> str:
@@ -62,9 +62,10 @@ class Phrases:
 
     def note(self, text: str) -> str | None:
         """What a kind says of its answer; None where it is not translated."""
-        if self.language == "en":
-            return text
-        for english, translated in self.notes.items():
+        return text if self.language == "en" else self._filled(self.notes, text)
+
+    def _filled(self, known: Mapping[str, str], text: str) -> str | None:
+        for english, translated in known.items():
             pattern = "(.+?)".join(re.escape(piece) for piece in english.split("{}"))
             if (found := re.fullmatch(pattern, text)) is not None:
                 return translated.format(*map(self.ranges, found.groups()))

@@ -11,6 +11,7 @@ from sfumato.common.analyses.estimates import LEVEL
 from sfumato.common.analyses.parts import Part, Row, parts_of
 from sfumato.common.errors import BadInput
 from sfumato.server.home import CoordinatorHome
+from sfumato.server.report_words import Estimate
 from sfumato.server.run_files import read_answer, read_result, run_directory
 
 Record = dict[str, Any]  # one measure of one row, flat
@@ -39,7 +40,9 @@ class Reading:
         if answer is None and not isinstance(metrics, Mapping):
             raise BadInput(f"{source}: holds neither an answer nor metrics")
         try:
-            parts = tuple(parts_of(answer)) if answer is not None else (_metrics(metrics or {}),)
+            parts = (
+                tuple(map(_checked, parts_of(answer))) if answer is not None else (_metrics(metrics or {}),)
+            )
         except ValueError as e:
             raise BadInput(f"{source}: {e}") from None
         said = answer if answer is not None else metrics or {}
@@ -102,6 +105,15 @@ class Reading:
             for measure, unit in part.units.items()
             if measure in row.numbers
         ]
+
+
+def _checked(part: Part) -> Part:
+    """Raises ValueError where a number is none."""
+    for row in part.rows:
+        for measure, number in row.numbers.items():
+            if Estimate.of(number) is None:
+                raise ValueError(f"{part.name}: {measure} is no number")
+    return part
 
 
 def _metrics(metrics: Mapping[str, Any]) -> Part:
