@@ -6,6 +6,7 @@ Signature: Ed25519 (RFC 8032) over a domain-separated canonical JSON of everythi
 
 import base64
 import secrets
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -22,6 +23,7 @@ from sfumato.common.errors import BadInput, Refusal, RefusalCode
 from sfumato.common.learners import catalogue
 from sfumato.common.learners.bins import Schema
 from sfumato.common.learners.encoding import MOST_MONTHS, monthly_specs
+from sfumato.common.learners.models import SavedModel
 
 SIGNATURE_DOMAIN = b"sfumato-job-v1\x00"
 SMALLEST_SET = 3  # of a secure sum: with two, each could subtract itself
@@ -357,8 +359,9 @@ def load_job(path: Path) -> AnyJob:
         )
     for name in ("binning", "question"):
         table = data.get(name)
-        if isinstance(table, dict) and isinstance(table.get("known"), str):
-            data[name] = {**table, "known": _schema(path.parent / table["known"])}
+        for key, read in _OF_A_RUN.items():
+            if isinstance(table, dict) and isinstance(table.get(key), str):
+                data[name] = table = {**table, key: read(path.parent / table[key])}
     try:
         return KINDS[kind].model_validate({**head, **data})
     except ValidationError as e:
@@ -377,3 +380,12 @@ def _schema(path: Path) -> dict[str, Any]:
         ) from None
     except ValidationError as e:
         raise BadInput(f"{path}: not a schema\n  {validation_lines(e)}") from None
+
+
+def _model(path: Path) -> dict[str, Any]:
+    """The header of a finished run's model.safetensors, which is all of a scorecard. Raises BadInput."""
+    return SavedModel.read(path).header.model_dump(mode="json")
+
+
+# Keys whose value in a job file is the path of what a run left; in the job it is the thing itself, and signed.
+_OF_A_RUN: dict[str, Callable[[Path], dict[str, Any]]] = {"known": _schema, "known_model": _model}

@@ -12,6 +12,7 @@ from sfumato.common.analyses import (
     loyalty,
     profile,
     rfm,
+    risk,
     satisfaction,
     segments,
 )
@@ -28,6 +29,7 @@ Kind = Literal[
     "loyalty",
     "rfm",
     "satisfaction",
+    "risk",
 ]
 CATALOGUE: dict[Kind, AnalysisModule] = {
     "profile": profile,
@@ -39,6 +41,7 @@ CATALOGUE: dict[Kind, AnalysisModule] = {
     "loyalty": loyalty,
     "rfm": rfm,
     "satisfaction": satisfaction,
+    "risk": risk,
 }
 
 
