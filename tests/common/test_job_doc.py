@@ -104,5 +104,7 @@ def test_every_key_of_a_question_has_its_line_and_its_default(page: str, modules
                 assert shown == str(list(field.default))
             elif field.default_factory is not None:
                 assert shown == "{}"
+            elif isinstance(field.default, bool | str):
+                assert tomllib.loads(f"default = {shown}")["default"] == field.default
             else:
                 assert float(shown) == field.default
