@@ -118,15 +118,15 @@ class Truth:
                         yield f"{part['name']} {measure}", shown, truth[key]
 
     def _row(self, part: str, of: list[str]) -> dict[str, float]:
-        if part == "scores":
-            found = self._score(of[0], self.voice[of[0]])
+        if part in self.voice:
+            found = self._score(part, self.voice[part])
             return found | {"response": found["answered"] / self.customers}
         if part == "answers":
             voices = self.voice[of[0]]
             n = float(voices["part"][voices["answer"] == int(of[1])].sum())
             return {"customers": n, "share": n / float(voices["part"].sum())}
-        if part == "groups":
-            column, value, score = of
+        if part.endswith(" by group"):
+            (column, value), score = of, part.partition(" ")[0]
             inside = np.array([str(v) == value for v in self.columns[column].to_pylist()])
             voices = self.voice[score]
             found = self._score(score, voices[inside[voices["customer"]]])

@@ -142,7 +142,7 @@ def test_scores_by_group_and_by_channel_are_those_of_pandas() -> None:
     answer = exact(analysis, columns)
     frame = long_form(columns, "nps")
     latest = frame[frame["back"] == 0].astype({"nps": float})
-    shown = rows(answer, "scores")
+    shown = {(score,): rows(answer, score)[()] for score in ("nps", "csat")}
     assert answer["customers"]["value"] == pytest.approx(900)
     assert shown["nps",]["answered"]["value"] == pytest.approx(len(latest))
     assert shown["nps",]["response"]["value"] == pytest.approx(len(latest) / 900)
@@ -152,14 +152,14 @@ def test_scores_by_group_and_by_channel_are_those_of_pandas() -> None:
     content = content[content["back"] == 0].astype({"csat": float})
     assert shown["csat",]["content"]["value"] == pytest.approx((content["csat"] >= 4).mean())
     assert shown["csat",]["mean"]["value"] == pytest.approx(content["csat"].mean())
-    groups = rows(answer, "groups")
+    by_nps, by_csat = (rows(answer, f"{score} by group") for score in ("nps", "csat"))
     towns = pd.Series(columns["town"].to_pylist()).fillna("(none)")
     for town, some in latest.groupby("town"):
-        row = groups["town", str(town), "nps"]
+        row = by_nps["town", str(town)]
         assert row["nps"]["value"] == pytest.approx(nps(some["nps"]))
         assert row["response"]["value"] == pytest.approx(len(some) / (towns == town).sum())
     for way, some in content.groupby("way"):
-        row = groups["surveys.way", str(way), "csat"]
+        row = by_csat["surveys.way", str(way)]
         assert row["mean"]["value"] == pytest.approx(some["csat"].mean())
         assert "response" not in row
     counts = latest["nps"].value_counts()
@@ -181,18 +181,18 @@ def test_several_answers_are_one_voice_and_old_ones_may_be_left_out() -> None:
     frame = frame[frame.groupby("customer").cumcount() < 2]
     part = 1 / frame.groupby("customer")["nps"].transform("size")
     answer = exact(analysis, columns)
-    shown = rows(answer, "scores")["nps",]
+    shown = rows(answer, "nps")[()]
     assert shown["answered"]["value"] == pytest.approx(frame["customer"].nunique())
     assert shown["nps"]["value"] == pytest.approx(nps(frame["nps"], part))
     phone = frame["way"] == "phone"
-    shown = rows(answer, "groups")["surveys.way", "phone", "nps"]
+    shown = rows(answer, "nps by group")["surveys.way", "phone"]
     assert shown["nps"]["value"] == pytest.approx(nps(frame["nps"][phone], part[phone]))
     assert "latest 2 answers of 200 days" in answer["notes"][0]
 
 
 def test_answers_may_stand_with_the_customers() -> None:
     columns = shops(300, 3)
-    shown = rows(exact(asked(nps="liked"), columns), "scores")["nps",]
+    shown = rows(exact(asked(nps="liked"), columns), "nps")[()]
     liked = pd.Series(columns["liked"].to_pylist()).dropna()
     assert shown["nps"]["value"] == pytest.approx(nps(liked))
     assert shown["answered"]["value"] == pytest.approx(len(liked))
@@ -269,9 +269,9 @@ def test_where_noise_drowns_everything_nothing_is_claimed() -> None:
     columns, analysis = shops(60, 7), asked(nps="surveys.nps", by=("town",), drivers=("age",))
     noise = np.random.default_rng(8).normal(0, 30.0, analysis.length(0))
     answer = analysis.read([NoisySum(total(analysis, columns) + noise, 30.0)])
-    assert {p["name"] for p in answer["parts"]} == {"scores", "answers", "groups"}
+    assert {p["name"] for p in answer["parts"]} == {"nps", "answers", "nps by group"}
     assert answer["notes"][-1].startswith("No drivers: ")
-    oak = rows(answer, "groups")["town", "oak", "nps"]["nps"]
+    oak = rows(answer, "nps by group")["town", "oak"]["nps"]
     assert (oak["low"], oak["high"]) == (-100.0, 100.0)
 
 

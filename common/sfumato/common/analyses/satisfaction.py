@@ -151,19 +151,18 @@ class Satisfaction:
         return Rows(np.hstack([rows, self.moments.rows(score, columns) * root]))
 
     def read(self, totals: list[NoisySum]) -> dict[str, Any]:
-        """{"level", "customers", "notes", "parts": scores, answers, groups, moves, fit, drivers, effects}, as far as
-        they were asked; a regression's `ridge` stands beside them."""
+        """{"level", "customers", "notes", "parts": nps, csat, answers, by group, moves, fit, drivers, effects}, as
+        far as they were asked; a regression's `ridge` stands beside them."""
         total, sums, size = totals[0], self.sums, len(self.sums.weights)
         found = Consistent.of(total.values[:size] / sums.weights, total.std / sums.weights, sums.ties)
         scores = range(len(sums.scores))
-        parts = [
-            part("scores", ("score",), SCORED, (self._overall(found, s) for s in scores)),
-            part("answers", ("score", "answer"), COUNTED, self._answers(found)),
-        ]
+        parts = [self._part(sums.scores[s].scale.name, (), [self._overall(found, s)]) for s in scores]
+        parts.append(part("answers", ("score", "answer"), COUNTED, self._answers(found)))
         if sums.tables:
             cells = [(t, g) for t, table in enumerate(sums.tables) for g in range(len(table.cells.cells))]
-            grouped = (self._group(found, t, g, s) for t, g in cells for s in scores)
-            parts.append(part("groups", ("column", "value", "score"), SCORED, grouped))
+            for s in scores:
+                rows = [self._group(found, t, g, s) for t, g in cells]
+                parts.append(self._part(f"{sums.scores[s].scale.name} by group", ("column", "value"), rows))
         if sums.moved:
             parts.append(part("moves", ("before", "latest"), COUNTED, self._moves(found)))
         latest, days = self.question.latest, self.question.days
@@ -178,12 +177,16 @@ class Satisfaction:
             answer["ridge"] = ridge
         return answer | {"notes": notes, "parts": parts}
 
+    @staticmethod
+    def _part(name: str, by: tuple[str, ...], rows: list[dict[str, Any]]) -> dict[str, Any]:
+        return part(name, by, {m: u for m, u in SCORED.items() if any(m in r for r in rows)}, rows)
+
     def _overall(self, found: Consistent, s: int) -> dict[str, Any]:
         """One score of all customers."""
         sums, key, scale = self.sums, ("score", s), self.sums.scores[s].scale
         answered = sums.form(key)
         row = {
-            "of": [scale.name],
+            "of": [],
             "answered": found.count(answered),
             "response": found.ratio(answered, sums.form(("everyone",))),
             **self._score(found, s, key, None),
@@ -198,10 +201,7 @@ class Satisfaction:
         """One score of one group; who did not answer has a group only if the customers have it."""
         sums, table, key = self.sums, self.sums.tables[t], ("group", t, s)
         answered = sums.form(key, group=g)
-        row = {
-            "of": [table.name, table.cells.cells[g], sums.scores[s].scale.name],
-            "answered": found.count(answered),
-        }
+        row = {"of": [table.name, table.cells.cells[g]], "answered": found.count(answered)}
         if not table.by_answer:
             row["response"] = found.ratio(answered, sums.form(("people", t), group=g))
         return row | self._score(found, s, key, g)

@@ -17,7 +17,8 @@ from sfumato.common.analyses.voices import Answers, Groups
 Floats = npt.NDArray[np.float64]
 Key = tuple[str | int, ...]
 
-EVERYONE = 0.02  # of a part's square, for how many customers there are, with or without an answer
+# Of a part's square, for how many customers there are, with or without an answer: in all, and in each group.
+EVERYONE, PEOPLE = 0.02, 0.1
 # Of a score's square: that they answered, the verdict, the place on the scale, which answer. NPS has no place.
 PORTIONS = {"nps": (0.28, 0.64, 0.0, 0.08), "csat": (0.25, 0.4, 0.25, 0.1)}
 ANSWERED, VERDICT, PLACE = range(3)
@@ -71,10 +72,10 @@ class VoiceSums:
         for t, table in enumerate(self.tables):
             cells, share = len(table.cells.cells), self.grouped / len(self.tables)
             if not table.by_answer:
-                add(("people", t), EVERYONE * share, cells)
+                add(("people", t), PEOPLE * share, cells)
             for s, score in enumerate(self.scores):
                 portions = np.array(PORTIONS[score.scale.name][: len(self.measures(s))])
-                each = (1 - EVERYONE) * share / len(self.scores)
+                each = (1.0 if table.by_answer else 1 - PEOPLE) * share / len(self.scores)
                 add(("group", t, s), portions / portions.sum() * each, cells)
         if self.moved:
             add(("moves",), self.moved, KINDS**2)

@@ -19,7 +19,7 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 # Of a vector's squared length: for 1, y, y^2, the inputs, y times the inputs, and products of inputs.
-PORTIONS = (0.02, 0.05, 0.03, 0.15, 0.35, 0.4)
+PORTIONS = (0.02, 0.1, 0.06, 0.22, 0.3, 0.3)
 _NO_EDGES = np.zeros(0)
 
 

@@ -136,7 +136,7 @@ class Fit:
         """Of a number: in standard deviations of the score, for one of its own. None where noise drowns those."""
         at = int(self.moments.starts[driver])
         spread, by_spread = float(self._s[at, at]), self._by_s(at)
-        if spread <= 2 * REACH * self._std(by_spread):
+        if spread <= REACH * self._std(by_spread):
             return None
         unit = sqrt(spread / self._spread)
         by_b = np.linalg.solve(self._s + self.ridge * np.eye(len(self._s)), self._by_gap)[at]
