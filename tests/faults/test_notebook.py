@@ -15,7 +15,12 @@ from sfumato.server.cli import job as job_cli
 pytestmark = pytest.mark.slow
 
 QUESTION = {
-    "job": {"name": "from-a-notebook", "kind": "profile", "purpose": "Who are they?", "contract": "sample-bank"},
+    "job": {
+        "name": "from-a-notebook",
+        "kind": "profile",
+        "purpose": "Who are they?",
+        "contract": "sample-bank",
+    },
     "privacy": {"target_epsilon": 0.1, "delta": 1e-5, "mode": "secure-sum"},
     "federation": {"min_branches": 3},
     "question": {"columns": ["segment", "churned"], "cross": [["segment", "churned"]]},
@@ -47,7 +52,10 @@ def test_a_job_is_submitted_watched_and_read(small: Any, bank: SampleBank, tmp_p
     shown = CliRunner().invoke(job_cli, ["show", str(run.id), "--coordinator", str(home)])
     assert "from-a-notebook: 3 branches" in shown.output
 
-    with pytest.raises(BadInput, match="no contract"):
-        connect(home).submit(QUESTION)
+    sql = "SELECT segment, COUNT(*) AS people FROM customers GROUP BY segment"
+    assert connect(home).estimate(sql, epsilon=0.1).branches == 3
+    counted = connect(home).query(sql, epsilon=0.1, show=False)  # by the contract of the run before
+    counts = counted.frame("answer").set_index("segment")
+    assert counts.value.sum() == pytest.approx(whole.value[0], abs=200)
     with pytest.raises(BadInput, match="has ended already"):
         run.stop()

@@ -1,5 +1,6 @@
 """The analyses' example jobs over a sample bank: each is asked of real vaults, and answers what it documents."""
 
+import io
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from rich.console import Console
 
 from sfumato.common import analyses
 from sfumato.common.analyses.parts import parts_of
@@ -16,6 +18,11 @@ from sfumato.lab.in_process import Answerer, open_vaults, run_in_process
 from sfumato.lab.samplebank import SampleBank, generate
 from sfumato.lab.simulate import bank_branches
 from sfumato.privacy.plan import Plan
+from sfumato.server.answers import MOST_ROWS, measured, print_answer
+from sfumato.server.portrait import Portrait
+from sfumato.server.portrait_page import portrait_page
+from sfumato.server.reading import Reading
+from sfumato.server.report_answers import answer_of
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "sample_bank"
 JOBS = sorted(p.stem for p in EXAMPLES.glob("*.toml"))
@@ -56,3 +63,18 @@ def test_the_example_costs_what_it_says_and_is_answered(
     numbers: list[Mapping[str, Any]] = [n for p in parts for r in p.rows for n in r.numbers.values()]
     assert numbers
     assert all(n["low"] <= n["value"] <= n["high"] for n in numbers)
+    assert_readable(Reading.of("run 1", outcome.summary, outcome.answer))
+
+
+def assert_readable(reading: Reading) -> None:
+    """Every kind is printed, exported and drawn by the same code; none is left out."""
+    assert reading.answer is not None
+    said = io.StringIO()
+    print_answer(reading.summary, reading.answer, Console(file=said, width=2000))
+    for part in reading.parts:
+        shown = {measured(r.numbers[m], part.units[m]) for r in part.rows[:MOST_ROWS] for m in r.numbers}
+        assert [text for text in shown if text not in said.getvalue()] == [], part.name
+    answer = answer_of(reading.kind, reading.answer)
+    assert answer is not None and all(plot.rows for plot in answer.plots)
+    pages = [portrait_page(Portrait.of([reading]), language) for language in ("en", "zh")]
+    assert [page.count("<figure") for page in pages] == [len(answer.plots)] * 2

@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import subprocess
+import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from types import SimpleNamespace
@@ -107,7 +109,7 @@ def test_frames_of_all_and_of_one_part(reading: Reading) -> None:
 
 
 def test_without_pandas_it_says_what_to_install(reading: Reading, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "pandas", None)
+    monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(BadInput, match="notebook"):
         Result(reading).frame()
 
@@ -294,9 +296,6 @@ def test_a_job_that_is_none_is_refused(full_home: CoordinatorHome, tmp_path: Pat
 
 
 def test_importing_the_server_stays_cheap() -> None:
-    import subprocess
-    import sys
-
     code = "import sys, sfumato.server; assert not {'numpy', 'flwr', 'pydantic'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
     assert result.require_pandas().__name__ == "pandas"

@@ -21,6 +21,8 @@ from sfumato.common.errors import BadInput
 from sfumato.common.job import ANY_JOB, AnyJob, load_job, sign_job
 from sfumato.server.control import ControlClient, RunState
 from sfumato.server.home import CoordinatorHome
+from sfumato.server.query.asking import Asking, known_contract
+from sfumato.server.query.estimate import Estimate
 from sfumato.server.result import Result, require_pandas
 from sfumato.server.watching import Event, watch_run
 
@@ -33,7 +35,7 @@ ContractLike = Contract | Path | str
 
 @dataclass(frozen=True)
 class Connection:
-    """A coordinator. `contract` is what jobs are written for, where `submit` is not told another."""
+    """A coordinator. `contract` is what jobs are written for; if it is not given, that of the runs it has had."""
 
     home: CoordinatorHome
     contract: Contract | None = None
@@ -49,12 +51,34 @@ class Connection:
 
         Raises BadInput on a job that is none, or that the contract does not fit; Unavailable if nobody answers.
         """
-        known = read_contract(contract) if contract is not None else self.contract
-        if known is None:
-            raise BadInput("no contract", hint="Give it to connect() or to submit().")
+        known = self._contract(contract)
         signed = sign_job(read_job(job), known, self.home.job_key(), valid_for=valid_for)
         with closing(ControlClient.of(self.home)) as control:
             return Run(self.home, control.submit(signed))
+
+    def query(
+        self,
+        sql: str,
+        *,
+        epsilon: float = 0.5,
+        on_event: Callable[[Event], None] | None = None,
+        show: bool = True,
+        **asking: Any,
+    ) -> Result:
+        """Answer one SELECT, as `sfumato query` does; `asking` has the other fields of `query.asking.Asking`.
+
+        Raises BadInput with the reason why it is not answered, or JobFailed.
+        """
+        job = Asking(epsilon, **asking).job(sql, self._contract(None))
+        return self.submit(job).watch(on_event, show=show)
+
+    def estimate(self, sql: str, *, epsilon: float = 0.5, **asking: Any) -> Estimate:
+        """What `query` would cost, and how well each number would be known; asks nobody. Raises BadInput."""
+        contract = self._contract(None)
+        return Estimate.of(Asking(epsilon, **asking).job(sql, contract), contract, len(self.home.branches()))
+
+    def _contract(self, given: ContractLike | None) -> Contract:
+        return read_contract(given) if given is not None else self.contract or known_contract(self.home)
 
     def run(self, run_id: int) -> "Run":
         """A run by its number."""
