@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from sfumato.common.contract import load_contract
+from sfumato.common.contract import Contract, load_contract
 from sfumato.common.errors import BadInput
 
 if TYPE_CHECKING:  # read when a question is asked, and not at every start of the command
@@ -57,7 +57,6 @@ def query(
     csv_file: Annotated[Path | None, typer.Option("--csv", help="Write the answer's table here.")] = None,
 ) -> None:
     """Answer a SELECT by a secure sum over the branches, every number with its interval; or say why not."""
-    from sfumato.lab.simulate import branch_folders
     from sfumato.server.answer_export import as_csv, as_json
     from sfumato.server.answers import print_answer
     from sfumato.server.home import CoordinatorHome
@@ -86,8 +85,7 @@ def query(
         declared = load_contract(contract)
         job = asking.job(sql, declared)
         if estimate:
-            found = len(branch_folders(data, declared)) if data.is_dir() else branches
-            _show(Estimate.of(job, declared, found), {}, json_file)
+            _show(Estimate.of(job, declared, _branches(data, declared, branches)), {}, json_file)
             return
         outcome = query_files(job, contract, data, branches=branches, branch_column=branch_column)
         reading = Reading.of(data.name, outcome.summary, outcome.answer)
@@ -97,6 +95,13 @@ def query(
         if path is not None:
             write_whole(path, make([reading]))
             console.print(f"Wrote {path}.")
+
+
+def _branches(data: Path, contract: Contract, asked: int) -> int:
+    """How many a folder has, or a file will be split into."""
+    from sfumato.lab.simulate import branch_folders
+
+    return len(branch_folders(data, contract)) if data.is_dir() else asked
 
 
 def query_files(
