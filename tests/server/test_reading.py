@@ -262,8 +262,8 @@ def test_figures_split_by_column_and_by_measure() -> None:
     many = [{"of": [str(i)], "m0": n(1, 0, 2)} for i in range(MOST_LINES + 5)]
     (made,) = Reading.of("x", SUMMARY, {"parts": [part("many", ["i"], {"m0": "number"}, many)]}).parts
     (figure,) = figures(made, words, "f")
-    assert "The first 40 of 45 rows" in figure.caption and len(figure.rows) == 45
-    assert len(list(ET.fromstring(figure.svg).iter("circle"))) == 40
+    assert "The first 80 of 85 rows" in figure.caption and len(figure.rows) == 85
+    assert len(list(ET.fromstring(figure.svg).iter("circle"))) == 80
 
 
 # --- the handle ----------------------------------------------------------------------------------------------

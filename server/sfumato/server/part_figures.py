@@ -11,7 +11,7 @@ from sfumato.server.report_figures import Plot
 from sfumato.server.report_words import Estimate
 from sfumato.server.whiskers import Chart, Panel
 
-MOST_LINES, MOST_PANELS = 40, 4
+MOST_LINES, MOST_PANELS = 80, 4
 _STANDARD = re.compile("[a-z ]+")
 SCALES = "column"  # what rows are by whose values lie on scales of their own
 
@@ -38,9 +38,10 @@ def figures(part: Part, words: Phrases, name: str) -> Iterator[Plot]:
 
 def _title(part: Part, words: Phrases) -> str:
     """Of a table that is called after its columns, those as the contract has them."""
-    if _STANDARD.fullmatch(part.name) and part.name not in part.by:
-        return _capital(words.term(part.name))
-    return words.column(part.name)
+    if part.name in part.by:
+        return words.column(part.name)
+    named = words.part(part.name)
+    return _capital(named) if _STANDARD.fullmatch(named) else named
 
 
 def _pieces(part: Part) -> Iterator[tuple[str | None, Part]]:
@@ -115,8 +116,13 @@ def _head(measure: str, unit: Unit, words: Phrases) -> str:
 def _panel(measure: str, unit: Unit, head: str, rows: Sequence[Row]) -> Panel:
     found = tuple(estimate(r.numbers.get(measure), unit) for r in rows)
     amount = unit != "points" and all(e.low >= 0 for e in found if e is not None)
-    least = 0.0 if amount else -100.0  # of a difference of shares
-    return Panel(head, found, amount, (least, 100.0) if unit == "share" else None)
+    whole = None
+    if unit in (
+        "share",
+        "points",
+    ):  # of points: a score from -100 to 100; a difference of shares has that range, too
+        whole = (0.0 if amount else -100.0, 100.0)
+    return Panel(head, found, amount, whole)
 
 
 def _extremes(panel: Panel, labels: Sequence[str], words: Phrases) -> str:

@@ -2,7 +2,7 @@
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal
@@ -22,7 +22,7 @@ class Phrases:
     language: Language
     phrases: Mapping[str, str] = field(repr=False)
     names: Mapping[str, str] = field(repr=False)
-    values: Mapping[str, Mapping[str, str]] = field(repr=False)
+    values: Mapping[str, dict[str, str]] = field(repr=False)
     notes: Mapping[str, str] = field(repr=False)
     question: str | None = None  # that the kind asks
 
@@ -42,8 +42,12 @@ class Phrases:
         return text.format(**values)
 
     def term(self, name: str) -> str:
-        """A part's, measure's or unit's name in words."""
-        return self.names.get(name, name.replace("_", " "))
+        """A measure's or unit's name in words."""
+        return _filled(self.names, name, self.column) or name.replace("_", " ")
+
+    def part(self, name: str) -> str:
+        """A part's name; one that is made of columns has them as the contract does."""
+        return _filled(self.names, name, self.column) or name
 
     def column(self, name: str) -> str:
         """What rows are by: a word of the kind, or a column, as the contract has it."""
@@ -51,8 +55,8 @@ class Phrases:
 
     def value(self, by: str, text: str) -> str:
         """One of its values."""
-        found = self._filled(self.values.get(by, {}), text)
-        return found if found is not None else self.ranges(text)
+        known = self.values.get("any", {}) | self.values.get(by, {})
+        return _filled(known, text, self.ranges) or self.ranges(text)
 
     def ranges(self, text: str) -> str:
         """'3 to 5' and '3 or 5' in the language."""
@@ -62,14 +66,21 @@ class Phrases:
 
     def note(self, text: str) -> str | None:
         """What a kind says of its answer; None where it is not translated."""
-        return text if self.language == "en" else self._filled(self.notes, text)
+        return text if self.language == "en" else _filled(self.notes, text, self.ranges)
 
-    def _filled(self, known: Mapping[str, str], text: str) -> str | None:
-        for english, translated in known.items():
-            pattern = "(.+?)".join(re.escape(piece) for piece in english.split("{}"))
-            if (found := re.fullmatch(pattern, text)) is not None:
-                return translated.format(*map(self.ranges, found.groups()))
-        return None
+
+def _filled(known: Mapping[str, str], text: str, inner: Callable[[str], str]) -> str | None:
+    """Its translation: of the text itself, or of the first pattern that fits, filled with what `inner` says of what
+    varies."""
+    if text in known:
+        return known[text]
+    for english, translated in known.items():
+        if "{}" not in english:
+            continue
+        pattern = "(.+?)".join(re.escape(piece) for piece in english.split("{}"))
+        if (found := re.fullmatch(pattern, text)) is not None:
+            return translated.format(*map(inner, found.groups()))
+    return None
 
 
 @cache
