@@ -21,8 +21,8 @@ BANK = {"table": "transactions", "months": 12, "new": 3, "sleep": 1, "churn": 3,
 
 
 def cases() -> Iterator[Case]:
-    if (shop := _shop()) is not None:
-        yield _case("online_retail", *shop, "orders.day", SHOP)
+    if (found := shop()) is not None:
+        yield _case("online_retail", *found, "orders.day", SHOP)
     with tempfile.TemporaryDirectory() as directory:
         bank = generate(Path(directory) / "bank")
         contract = load_contract(bank.contract)
@@ -39,7 +39,7 @@ def _case(
     return Case(name, contract, "lifecycle", question, branches, truth)
 
 
-def _shop() -> tuple[Contract, tuple[Columns, ...]] | None:
+def shop() -> tuple[Contract, tuple[Columns, ...]] | None:
     found = online_retail.invoices()
     if found is None:
         return None

@@ -15,6 +15,7 @@ from sfumato.common.analyses import (
     risk,
     satisfaction,
     segments,
+    trend,
 )
 from sfumato.common.analyses.analysis import Analysis, AnalysisModule
 from sfumato.common.contract import Contract
@@ -28,8 +29,9 @@ Kind = Literal[
     "lifecycle",
     "loyalty",
     "rfm",
-    "satisfaction",
     "risk",
+    "satisfaction",
+    "trend",
 ]
 CATALOGUE: dict[Kind, AnalysisModule] = {
     "profile": profile,
@@ -40,8 +42,9 @@ CATALOGUE: dict[Kind, AnalysisModule] = {
     "lifecycle": lifecycle,
     "loyalty": loyalty,
     "rfm": rfm,
-    "satisfaction": satisfaction,
     "risk": risk,
+    "satisfaction": satisfaction,
+    "trend": trend,
 }
 
 

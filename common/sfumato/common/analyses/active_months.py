@@ -19,6 +19,11 @@ OLDEST = 120  # months: ten years
 Bools = npt.NDArray[np.bool_]
 
 
+def last_day(as_of: date, month: int) -> str:
+    """Of the month that so many months came after."""
+    return (as_of - timedelta(days=Monthly.DAYS * month)).isoformat()
+
+
 @dataclass(frozen=True)
 class ActiveMonths:
     """A table's column of time, read by month."""
@@ -47,7 +52,7 @@ class ActiveMonths:
 
     def until(self, month: int) -> str:
         """The last day of a month."""
-        return (self.as_of - timedelta(days=Monthly.DAYS * month)).isoformat()
+        return last_day(self.as_of, month)
 
     def read(self, values: Any) -> Bools:
         """Lists of dates, one a customer, to bool [n, OLDEST], the oldest month first."""

@@ -123,21 +123,23 @@ class Monthly:
         return Monthly(feature, int(month))
 
 
-def monthly_specs(contract: Contract, names: Sequence[str]) -> tuple[FeatureSpec, ...]:
-    """Of roll-ups to be read by month. Raises BadInput on one that cannot be: it needs an as_of, a time, and another
-    aggregate than the days since a row."""
+def monthly_specs(
+    contract: Contract, names: Sequence[str], key: str = "model.sequence"
+) -> tuple[FeatureSpec, ...]:
+    """Of roll-ups to be read by month, as `key` of a job names them. Raises BadInput on one that cannot be: it needs
+    an as_of, a time, and another aggregate than the days since a row."""
     rollups = {f.name: f for f in contract.features}
     for name in names:
         if name not in rollups:
             raise BadInput(
-                f"model.sequence: {name!r} is no roll-up of contract {contract.name!r}",
+                f"{key}: {name!r} is no roll-up of contract {contract.name!r}",
                 hint="Name some of its [[features]].",
             )
         feature = rollups[name]
         timed = contract.as_of is not None and contract.table(feature.table).with_role(Role.TIME)
         if not timed or feature.aggregate in DAYS_SINCE:
             raise BadInput(
-                f"model.sequence: {name!r} cannot be read by month",
+                f"{key}: {name!r} cannot be read by month",
                 hint="It takes the contract's as_of, a column of role time, and no days since a row.",
             )
     return tuple(rollup_spec(rollups[name]) for name in names)
