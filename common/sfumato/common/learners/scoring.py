@@ -22,8 +22,9 @@ from sfumato.common.learners.churn_net import ChurnNet
 from sfumato.common.learners.components import Components, Inputs
 from sfumato.common.learners.curves import BinnedColumn, of_contract, of_schema
 from sfumato.common.learners.encoding import Encoder, FeatureSpec, model_features
+from sfumato.common.learners.forest import Forest
 from sfumato.common.learners.models import Reason, SavedModel, Scorer, Scores
-from sfumato.common.learners.random_trees import Forest, Question, RandomTrees
+from sfumato.common.learners.random_trees import Question, RandomTrees
 from sfumato.common.learners.reasons import ForestAmounts, NetAmounts, Typical, largest
 from sfumato.common.learners.scorecard import Scorecard
 
