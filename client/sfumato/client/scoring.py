@@ -180,9 +180,9 @@ def _score(
     types = _types(saved, checked.reasons) | dict.fromkeys(revealed, pa.string())
     with score_file(order.out, pa.schema(types), force=order.force) as sheet:
         for start in range(0, len(tokens), ROWS):
-            part = _scores(ready, frame.slice(start, ROWS), checked.reasons)
-            opened = {name: values.slice(start, ROWS) for name, values in revealed.items()}
             named = {"token": pa.array(tokens[start : start + ROWS], type=pa.string())}
+            part = _scores(ready, _columns(frame.slice(start, ROWS)) | named, checked.reasons)
+            opened = {name: values.slice(start, ROWS) for name, values in revealed.items()}
             sheet.write(pa.table(named | part | opened, schema=pa.schema(types)))
             progress(min(start + ROWS, len(tokens)), len(tokens))
         entry = {"name": header.name, "kind": header.kind, "job_hash": header.job_hash, "customers": "all"}
@@ -205,22 +205,26 @@ def operator() -> str:
 
 
 def _types(saved: SavedModel, reasons: int) -> dict[str, pa.DataType]:
+    most = saved.header.parameters.get("most_offers", 0)
     kinds = {
         "segments": {"segment": pa.int64()},
         "scorecard": {"probability": pa.float64(), "points": pa.int64()},
+        "offer": {f"offer_{i}": pa.string() for i in range(1, most + 1)},
     }
     own = kinds.get(saved.header.kind, {"probability": pa.float64()})
     return {"token": pa.string()} | own | {f"reason_{i}": pa.string() for i in range(1, reasons + 1)}
 
 
-def _columns(frame: pa.Table) -> Mapping[str, Any]:
+def _columns(frame: pa.Table) -> dict[str, Any]:
     return {name: frame.column(name) for name in frame.column_names}
 
 
-def _scores(ready: Scorer, frame: pa.Table, reasons: int) -> dict[str, pa.Array]:
-    scores = ready.score(_columns(frame), reasons=reasons)
+def _scores(ready: Scorer, columns: Mapping[str, Any], reasons: int) -> dict[str, pa.Array]:
+    scores = ready.score(columns, reasons=reasons)
     given = {"probability": scores.probability, "points": scores.points, "segment": scores.segment}
     found = {name: pa.array(values) for name, values in given.items() if values is not None}
+    offers = zip(*(scores.offers or ()), strict=True)
+    found |= {f"offer_{i}": pa.array(given, type=pa.string()) for i, given in enumerate(offers, 1)}
     return found | {f"reason_{i + 1}": pa.array(_said(scores, i), type=pa.string()) for i in range(reasons)}
 
 

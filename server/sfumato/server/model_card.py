@@ -191,6 +191,10 @@ def _limits(entry: Entry, made: dict[str, Any]) -> list[str]:
         found.append(
             "Segments are a description: they are no verdict on a customer, and were tested against none."
         )
+    elif header.kind == "offer":
+        found.append(
+            "Not for what an offer brings about: the plan counts on the take-up of a time without these offers."
+        )
     else:
         found.append(
             f"Its probabilities are those of the time of training ({header.made:%Y-%m-%d}): where the share of "

@@ -244,4 +244,9 @@ def _inside(kind: str, inside: Mapping[str, Any]) -> list[tuple[str, Table]]:
                 shares = (s["mix"][column].get(value) for s in segments)
                 table.add_row(f"{column}: {value}", *(_estimate("base_rate", share) for share in shares))
         found.append((f"{inside['count']} segments", table))
+    elif kind == "offer":
+        table = Table(*inside["groups"], "product", "offered to", box=None)
+        for row in inside["plan"]:
+            table.add_row(*row["group"], row["product"], f"{row['fraction']:.1%}")
+        found.append((f"Who is offered what, at most {inside['most_offers']} a customer", table))
     return found

@@ -1,5 +1,6 @@
 """What a model does with the columns, as far as its kind tells: for its card. Public: it reads what was released."""
 
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ def explained(model: SavedModel, answer: dict[str, Any] | None) -> dict[str, Any
     segments        {"columns", "names", "count", "segments": [{"segment", "customers", "share", "centre", "mix"}],
                     "chosen"}: `names` are the numbers, `mix` the shares of categories where there are any; from the
                     run's answer, if it is there
+    offer           {"groups", "most_offers", "plan": [{"group", "product", "fraction"}]}, where somebody is asked
     """
     header = model.header
     try:
@@ -41,6 +43,8 @@ def explained(model: SavedModel, answer: dict[str, Any] | None) -> dict[str, Any
                 weights = int(np.asarray(model.tensors["weights"]).size)
                 shape = Model.model_validate(header.parameters["model"])
                 return {"weights": weights, "model": shape.model_dump(mode="json")}
+            case "offer":
+                return _plan(Plan.model_validate(header.parameters), np.asarray(model.tensors["fractions"]))
             case "segments":
                 names = [str(n) for n in header.parameters["names"]]
                 return {"columns": names, **_segments(names, len(model.tensors["centres"]), answer)}
@@ -90,6 +94,17 @@ def _scorecard(card: Scorecard) -> dict[str, Any]:
     table = card.model_dump(mode="json")
     columns = sorted(table["attributes"], key=lambda a: (-a["iv"]["value"], a["column"]))
     return {"scaling": table["scaling"], "base": card.base, "level": card.level, "columns": columns}
+
+
+def _plan(plan: Plan, fractions: npt.NDArray[Any]) -> dict[str, Any]:
+    groups = list(product(*(g.cells for g in plan.groups)))
+    rows = [
+        {"group": list(group), "product": offer, "fraction": float(fraction)}
+        for group, row in zip(groups, fractions, strict=True)
+        for offer, fraction in zip(plan.offers, row, strict=True)
+        if fraction > 0
+    ]
+    return {"groups": [g.name for g in plan.groups], "most_offers": plan.most_offers, "plan": rows}
 
 
 def _segments(columns: list[str], k: int, answer: dict[str, Any] | None) -> dict[str, Any]:

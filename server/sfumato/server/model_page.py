@@ -15,6 +15,7 @@ KINDS = {
     "boosted-trees": "boosted random trees",
     "scorecard": "a scorecard of whole points",
     "segments": "segments of customers",
+    "offer": "a plan of offers",
 }
 OF_GROUPS = ("auc", "recall", "precision", "base_rate", "customers")
 UNITS = {key: unit for key, unit, _, _ in METRICS}

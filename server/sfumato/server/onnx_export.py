@@ -51,6 +51,11 @@ def onnx_bytes(model: SavedModel, contract: Contract | None = None) -> bytes:
                 _log_odds(graph, _churn_net(graph, model, _needed(contract, model)))
             case "segments":
                 _segments(graph, model, _needed(contract, model))
+            case "offer":
+                raise BadInput(
+                    "a plan of offers draws by the customers' tokens, which ONNX knows nothing of",
+                    hint="Apply it with `sfumato branch score`; its fractions stand in model.safetensors.",
+                )
     except (KeyError, ValueError, ValidationError) as e:
         raise BadInput(
             f"model {header.name!r} does not hold what a {header.kind} needs: {e}",

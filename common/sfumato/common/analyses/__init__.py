@@ -10,6 +10,7 @@ from sfumato.common.analyses import (
     drift,
     lifecycle,
     loyalty,
+    offer,
     profile,
     rfm,
     risk,
@@ -32,6 +33,7 @@ Kind = Literal[
     "risk",
     "satisfaction",
     "trend",
+    "offer",
 ]
 CATALOGUE: dict[Kind, AnalysisModule] = {
     "profile": profile,
@@ -39,6 +41,7 @@ CATALOGUE: dict[Kind, AnalysisModule] = {
     "drift": drift,
     "basket": basket,
     "campaign": campaign,
+    "offer": offer,
     "lifecycle": lifecycle,
     "loyalty": loyalty,
     "rfm": rfm,

@@ -23,7 +23,7 @@ from sfumato.common.errors import BadInput
 from sfumato.common.learners.bins import Schema
 from sfumato.common.learners.encoding import inputs_hash
 
-ModelKind = Literal["churn-net", "boosted-trees", "scorecard", "segments"]
+ModelKind = Literal["churn-net", "boosted-trees", "scorecard", "segments", "offer"]
 HEADER = "sfumato"
 Tensors = Mapping[str, npt.NDArray[np.generic]]
 
@@ -65,13 +65,15 @@ class Reason:
 class Scores:
     """Of n customers; what the model's kind does not give is None. Inside a vault only: each is one customer's.
 
-    `probability` float64 [n] of the label, `points` int64 [n], `segment` int64 [n] from 0, `reasons` the columns
-    that moved each score most toward the label, largest first.
+    `probability` float64 [n] of the label, `points` int64 [n], `segment` int64 [n] from 0, `offers` the products that
+    each is offered, None where there are no more, `reasons` the columns that moved each score most toward the
+    label, largest first.
     """
 
     probability: npt.NDArray[np.float64] | None = None
     points: npt.NDArray[np.int64] | None = None
     segment: npt.NDArray[np.int64] | None = None
+    offers: tuple[tuple[str | None, ...], ...] | None = None
     reasons: tuple[tuple[Reason, ...], ...] | None = None
 
 

@@ -24,6 +24,7 @@ from sfumato.common.learners.curves import BinnedColumn, of_contract, of_schema
 from sfumato.common.learners.encoding import Encoder, FeatureSpec, model_features
 from sfumato.common.learners.forest import Forest
 from sfumato.common.learners.models import Reason, SavedModel, Scorer, Scores
+from sfumato.common.learners.offers import OfferScorer, Plan
 from sfumato.common.learners.random_trees import Question, RandomTrees
 from sfumato.common.learners.reasons import ForestAmounts, NetAmounts, Typical, largest
 from sfumato.common.learners.scorecard import Scorecard
@@ -53,6 +54,8 @@ def scorer(saved: SavedModel, contract: Contract, typical: Mapping[str, Any] | N
                 return _card(saved, contract)
             case "segments":
                 return _segments(saved, contract)
+            case "offer":
+                return _offers(saved, contract)
     except ValidationError as e:
         wrong = validation_lines(e)
     except (ValueError, OverflowError) as e:
@@ -231,6 +234,11 @@ def _segments(saved: SavedModel, contract: Contract) -> Scorer:
         return SegmentScorer(centres, specs)
     flat = _tensor(saved, "components", np.float32, 1, beside="centres")
     return SegmentScorer(centres, specs, Components.of(flat, Inputs(specs).size, width))
+
+
+def _offers(saved: SavedModel, contract: Contract) -> Scorer:
+    fractions = _tensor(saved, "fractions", np.float32, 2).astype(np.float64)
+    return OfferScorer(Plan.model_validate(saved.header.parameters), fractions, contract, saved.header.job_id)
 
 
 def _tensor(
