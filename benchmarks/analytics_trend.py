@@ -86,6 +86,7 @@ def numbers(
     cut = [sum(a != b for a, b in pairwise(p)) for p in full]
     most = question.get("changes", question["months"])
     found["restless", "customers"] = float(sum(c > most for c in cut))
+    found["restless", "share"] = found["restless", "customers"] / len(walked)
     sorts: dict[tuple[str, ...], Any] = {("months",): np.full(len(walked), True)}
     if "group" in question:
         group = np.array(columns[question["group"]].to_pylist())

@@ -190,7 +190,7 @@ class Rfm:
             of = [w[i] for w, i in zip(words, cube.level(cell), strict=True)]
             if all(of):
                 score = "-".join(map(str, self.scores(cell)))
-                yield {"of": of, **found.measures([cell]), "scores": score, "group": self.group(cell)}
+                yield {"of": of, **found.measures([cell]), "scores": score, "name": self.group(cell)}
 
     def _cut_rows(self, total: NoisySum, cube: Cube) -> Iterator[dict[str, Any]]:
         """The cut that was made, and between what the exact quantile lies."""

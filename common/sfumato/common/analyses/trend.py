@@ -136,15 +136,22 @@ class Trend:
             rows = (row for g, name in enumerate(self.group.cells) for row in self._rows(found, [g], [name]))
             parts.append(part("groups", [self.group.name, *of], MEASURES, rows))
         if self.bounded:
-            value, reach = float(total.values[-1]) / RESTLESS, REACH * total.std / RESTLESS
-            row = {"of": [], "customers": number(value, value - reach, value + reach)}
-            parts.append(part("restless", [], {"customers": "customers"}, [row]))
+            units: dict[str, Unit] = {"customers": "customers", "share": "share"}
+            parts.append(part("restless", [], units, [{"of": [], **self._restless(found, total)}]))
         value, reach = float(found.everyone.sum()), REACH * sqrt(found.whole[0] * len(every))
         return {
             "level": LEVEL,
             "customers": number(value, value - reach, value + reach),
             "notes": list(self._notes()),
             "parts": parts,
+        }
+
+    def _restless(self, found: PathCounts, total: NoisySum) -> dict[str, Number]:
+        value, std = float(total.values[-1]) / RESTLESS, total.std / RESTLESS
+        everyone, whole = float(found.everyone.sum()), found.whole[0] * self.paths.groups
+        return {
+            "customers": number(value, value - REACH * std, value + REACH * std),
+            "share": quotient(value, everyone, std**2, whole, 0.0),
         }
 
     def _rows(self, found: PathCounts, groups: list[int], named: list[str]) -> Iterator[dict[str, Any]]:
