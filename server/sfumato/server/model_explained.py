@@ -9,8 +9,9 @@ import numpy.typing as npt
 from sfumato.common.errors import BadInput
 from sfumato.common.job import Model
 from sfumato.common.learners.bins import Schema
-from sfumato.common.learners.models import SavedModel
 from sfumato.common.learners.forest import Forest
+from sfumato.common.learners.models import SavedModel
+from sfumato.common.learners.offers import Plan
 from sfumato.common.learners.scorecard import Scorecard
 from sfumato.server.onnx_export import read_forest
 
