@@ -6,13 +6,15 @@ A customer is counted in one cell. Money in a cell lies between two public ends,
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import sqrt
 
 import numpy as np
 import numpy.typing as npt
 
 from sfumato.common.analyses.analysis import NoisySum
-from sfumato.common.analyses.estimates import REACH, Number, number, quotient
+from sfumato.common.analyses.combinations import Combinations
+from sfumato.common.analyses.estimates import Number, Ties
 
 COUNTED, VALUED, ABOVE = sqrt(0.45), sqrt(0.45), sqrt(0.1)  # of a vector's norm
 
@@ -52,54 +54,49 @@ class ValuedCells:
 
 @dataclass(frozen=True)
 class ValuedTotal:
-    """A total over such cells. Noise is equal and independent from place to place, so every covariance is exact."""
+    """A total over such cells. No two cells hold the same customers, so nothing is tied."""
 
     cells: ValuedCells
     total: NoisySum
 
+    @cached_property
+    def _found(self) -> Combinations:
+        sizes = [self.cells.size + 1, self.cells.size, 1]
+        weights = np.repeat([COUNTED, VALUED, ABOVE], sizes)
+        return Combinations(self.total, weights, Ties(np.zeros((1, self.cells.length))))
+
     def count(self, cells: Sequence[int]) -> Number:
         """Customers of these cells."""
-        return self._sum(self._counting(cells))
+        return self._found.count(self._counting(cells))
 
     def share(self, cells: Sequence[int]) -> Number:
         """Of all customers, those without money too."""
-        return self._ratio(self._counting(cells), self._counting(range(self.cells.size + 1)))
+        return self._found.ratio(self._counting(cells), self._counting(range(self.cells.size + 1)))
 
     def above(self) -> Number:
         """How many customers' money lies above the highest end."""
-        weights = np.zeros(self.cells.length)
-        weights[-1] = 1 / ABOVE
-        return self._sum(weights)
+        return self._found.count(self._counting([self.cells.length - 1]))
 
     def measures(self, cells: Sequence[int]) -> dict[str, Number]:
         """Customers, their share, value, its share, and the mean, which lies between the ends of these cells."""
-        count, value = self._counting(cells), self._valuing(cells)
+        count, value, found = self._counting(cells), self._valuing(cells), self._found
         middle, half = self.cells.middle[list(cells)], self.cells.half[list(cells)]
         return {
-            "customers": self._sum(count),
+            "customers": found.count(count),
             "share": self.share(cells),
-            "value": self._sum(value),
-            "value_share": self._ratio(value, self._valuing(range(self.cells.size))),
-            "mean": self._ratio(value, count, float((middle - half).min()), float((middle + half).max())),
+            "value": found.count(value),
+            "value_share": found.ratio(value, self._valuing(range(self.cells.size))),
+            "mean": found.ratio(value, count, float((middle - half).min()), float((middle + half).max())),
         }
 
-    def _counting(self, cells: Sequence[int]) -> Floats:
-        """By which weights the total's numbers add up to these cells' customers."""
-        weights = np.zeros(self.cells.length)
-        weights[list(cells)] = 1 / COUNTED
-        return weights
+    def _counting(self, places: Sequence[int]) -> Floats:
+        """The combination that adds up these numbers."""
+        of = np.zeros(self.cells.length)
+        of[list(places)] = 1
+        return of
 
     def _valuing(self, cells: Sequence[int]) -> Floats:
-        weights, places = np.zeros(self.cells.length), np.asarray(cells)
-        weights[places] = self.cells.middle[places] / COUNTED
-        weights[self.cells.size + 1 + places] = self.cells.half[places] / VALUED
-        return weights
-
-    def _sum(self, weights: Floats) -> Number:
-        value, reach = float(weights @ self.total.values), REACH * self.total.std * sqrt(weights @ weights)
-        return number(value, value - reach, value + reach)
-
-    def _ratio(self, x: Floats, n: Floats, least: float = 0.0, most: float = 1.0) -> Number:
-        values, variance = self.total.values, self.total.std**2
-        xx, nn, xn = (float(variance * (a @ b)) for a, b in ((x, x), (n, n), (x, n)))
-        return quotient(float(x @ values), float(n @ values), xx, nn, xn, least, most)
+        of, places = np.zeros(self.cells.length), np.asarray(cells)
+        of[places] = self.cells.middle[places]
+        of[self.cells.size + 1 + places] = self.cells.half[places]
+        return of
