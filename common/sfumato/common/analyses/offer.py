@@ -15,7 +15,6 @@ to pick them. The plan is a model, too: with it each branch finds its own custom
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from math import inf, sqrt
 from typing import Any
 
@@ -24,19 +23,19 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
 from sfumato.common.analyses.analysis import Analysis, NoisySum
-from sfumato.common.analyses.domains import Domain, domain
+from sfumato.common.analyses.domains import domain
 from sfumato.common.analyses.estimates import LEVEL, REACH, independent_copies, number
-from sfumato.common.analyses.listed import Listed, listed
+from sfumato.common.analyses.listed import listed
+from sfumato.common.analyses.offer_counts import Counts
 from sfumato.common.analyses.offer_tables import Shown, moment_part
 from sfumato.common.analyses.tables import Table
 from sfumato.common.contract import ColumnType, Contract
 from sfumato.common.contributions import Cells
 from sfumato.common.errors import BadInput
 from sfumato.common.learners.allocation import Limits, Market, allocate
-from sfumato.common.learners.holdings import BANDS, Holdings, holdings
 
 MOST_CELLS = 10_000
-MOMENT_WEIGHT = 0.7
+SINCE = "since the last product"
 SHARPNESS = 0.7  # of the copies: choosing the plan gets more of what is known than reading its worth
 SEEN = 5.0  # standard deviations: where fewer customers could take a product up, nobody is offered it
 LEAST = 1e-4  # a smaller fraction is none
@@ -95,12 +94,18 @@ def build(question: Question, contract: Contract) -> Analysis:
             raise BadInput(f"question.offers: no product {name!r}", hint=f"There are: {', '.join(known)}.")
     if len(set(names)) < len(names) or len(set(question.groups)) < len(question.groups):
         raise BadInput("question: a product on offer, or a group, is named twice")
-    table = Table(tuple(domain(contract, g, question.bins) for g in question.groups), 0)
-    moment = domain(contract, question.moment, question.bins) if question.moment else None
-    found = Offer(question, contract, products, opened, table, moment)
-    if found.length(0) > MOST_CELLS:
-        raise BadInput(f"question: {found.length(0):,} cells in all, and at most {MOST_CELLS:,} can be read")
-    return found
+    found = Counts(
+        Table(tuple(domain(contract, g, question.bins) for g in question.groups), 0),
+        domain(contract, question.moment, question.bins) if question.moment else None,
+        products,
+        opened,
+        tuple(names),
+        contract.as_of,
+        question.months,
+    )
+    if found.length > MOST_CELLS:
+        raise BadInput(f"question: {found.length:,} cells in all, and at most {MOST_CELLS:,} can be read")
+    return Offer(question, found)
 
 
 @dataclass(frozen=True)
@@ -108,79 +113,29 @@ class Offer:
     """Counts by group and product, and the plan that follows from them."""
 
     question: Question
-    contract: Contract
-    products: Listed
-    opened: Listed
-    groups: Table
-    moment: Domain | None
+    counts: Counts
     shares: tuple[float, ...] = (1.0,)
 
     @property
     def columns(self) -> tuple[str, ...]:
-        moment = [self.moment.name] if self.moment else []
-        return tuple(dict.fromkeys([*self.question.groups, *moment, self.products.name, self.opened.name]))
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The products on offer."""
-        return tuple(o.product for o in self.question.offers)
-
-    @property
-    def bands(self) -> tuple[str, ...]:
-        return self.moment.cells if self.moment else BANDS
-
-    @property
-    def _sizes(self) -> tuple[int, int]:
-        """Groups and products."""
-        return len(self.groups.places), len(self.names)
-
-    @cached_property
-    def weights(self) -> Floats:
-        return np.array([1.0] * (1 + len(self.names)) + [MOMENT_WEIGHT])
+        return self.counts.columns
 
     def max_norm(self, round_: int) -> float:
-        return sqrt(float((self.weights**2).sum()))
+        return self.counts.norm
 
     def length(self, round_: int) -> int:
-        groups, products = self._sizes
-        return groups * (1 + 2 * products) + 2 * len(self.bands)
+        return self.counts.length
 
     def ask(self, round_: int, totals: list[NoisySum]) -> None:
         return None
 
     def contribute(self, round_: int, columns: Mapping[str, Any], asked: object) -> Cells:
-        """One cell for the group, one a product that is held, one for the moment."""
+        """See offer_counts."""
         if asked is not None:
             raise ValueError("offers are asked without numbers")
-        assert self.contract.as_of is not None  # build has checked it
-        held = holdings(
-            columns[self.products.name],
-            columns[self.opened.name],
-            self.names,
-            self.products.column.categories or (),
-            self.contract.as_of,
-            self.question.months,
-        )
-        groups, products = self._sizes
-        group = self.groups.cells({d.name: d.codes(columns[d.name]) for d in self.groups.columns})[:, None]
-        pair = groups + (group * products + np.arange(products)) * 2
-        inside = (held.before | held.took) & (group >= 0)
-        band = self._band(held, columns)[:, None]
-        moment = groups * (1 + 2 * products) + 2 * band + held.took.any(axis=1, keepdims=True)
-        cells = [group, np.where(inside, pair + held.took, -1), np.where(band >= 0, moment, -1)]
-        return Cells(np.hstack(cells).astype(np.int64), self.weights, self.length(0))
-
-    def _band(self, held: Holdings, columns: Mapping[str, Any]) -> npt.NDArray[np.int64]:
-        if self.moment:
-            return self.moment.codes(columns[self.moment.name])
-        return held.bands
+        return self.counts.cells(columns)
 
     # --- the plan ----------------------------------------------------------------------------------------------
-
-    def market(self, total: NoisySum) -> Market:
-        groups, products = self._sizes
-        pairs = total.values[groups : groups * (1 + 2 * products)].reshape(groups, products, 2)
-        return Market(total.values[:groups], pairs[..., 0], pairs[..., 1], total.std**2)
 
     @property
     def _money(self) -> tuple[Floats, Floats]:
@@ -190,7 +145,7 @@ class Offer:
 
     def planned(self, totals: list[NoisySum]) -> tuple[Floats, Market]:
         """The plan's fractions [groups, products], and the counts to read its worth from."""
-        coarse, fine = (self.market(copy) for copy in independent_copies(totals[0], SHARPNESS))
+        coarse, fine = (self.counts.market(copy) for copy in independent_copies(totals[0], SHARPNESS))
         q = self.question
         limits = Limits(q.contacts or inf, q.money or inf, q.most_offers)
         seen = SEEN * sqrt(2 * coarse.variance)
@@ -202,23 +157,16 @@ class Offer:
         """Parts "take-up", "moment", "plan in all" and "plan" (see offer_tables); and the plan's "fractions" by group
         and product, as the model has them."""
         total, (plan, fine) = totals[0], self.planned(totals)
-        groups, products = self._sizes
-        market = self.market(total)
-        moments = total.values[groups * (1 + 2 * products) :].reshape(-1, 2) / MOMENT_WEIGHT
-        shown = Shown(self.groups, self.names)
-        everyone, reach = float(market.group.sum()), REACH * total.std * sqrt(groups)
+        counts, market = self.counts, self.counts.market(total)
+        shown = Shown(counts.groups, counts.names)
+        everyone, reach = float(market.group.sum()), REACH * total.std * sqrt(len(market.group))
         return {
             "level": LEVEL,
             "customers": number(everyone, everyone - reach, everyone + reach),
             "notes": list(self._notes(plan)),
             "parts": [
                 shown.take_up(market),
-                moment_part(
-                    self.moment.name if self.moment else "since the last product",
-                    self.bands,
-                    moments,
-                    (total.std / MOMENT_WEIGHT) ** 2,
-                ),
+                moment_part(self.question.moment or SINCE, counts.bands, *counts.moments(total)),
                 *shown.plan(plan, fine, *self._money),
             ],
             "fractions": plan.tolist(),
@@ -232,18 +180,18 @@ class Offer:
             yield f"The plan stays below its limits by {REACH:.2f} standard deviations of the noise."
         if not plan.any():
             yield "No offer is worth its cost by what is known: nobody is offered anything."
-        if self.moment:
-            yield f"{self.moment.name} is of the day of the data, and not of the day of the take-up."
+        if q.moment:
+            yield f"{q.moment} is of the day of the data, and not of the day of the take-up."
 
     def saved(
         self, totals: list[NoisySum]
     ) -> tuple[Mapping[str, npt.NDArray[np.generic]], Mapping[str, Any]]:
         """Tensors and parameters of the model file (see learners.offers)."""
         return {"fractions": self.planned(totals)[0].astype(np.float32)}, {
-            "groups": [{"name": d.name, "cells": list(d.cells)} for d in self.groups.columns],
+            "groups": [{"name": d.name, "cells": list(d.cells)} for d in self.counts.groups.columns],
             "bins": self.question.bins,
-            "products": self.products.name,
-            "opened": self.opened.name,
-            "offers": list(self.names),
+            "products": self.question.products,
+            "opened": self.question.opened,
+            "offers": list(self.counts.names),
             "most_offers": self.question.most_offers,
         }
