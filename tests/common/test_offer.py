@@ -311,7 +311,7 @@ def saved(**changes: Any) -> SavedModel:
 
 
 def test_the_branch_draws_the_plans_fractions_and_offers_nobody_what_they_hold() -> None:
-    model, columns = saved(), people(6000, seed=2)
+    model, columns = saved(), people(3000, seed=2)
     ready = scorer(model, CONTRACT)
     offers = ready.score(columns).offers
     assert offers is not None and {len(o) for o in offers} == {2}
