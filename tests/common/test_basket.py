@@ -168,8 +168,7 @@ def test_the_intervals_hold_the_truth_though_noise_chose_what_is_shown(std: floa
 
 
 def test_groceries_as_published() -> None:
-    """Frequent items and rules of Hahsler et al. (2006), "Implications of probabilistic data modeling for mining
-    association rules", and of the arules package's example."""
+    """Frequencies as the data is described with; the rule as the arules package prints it (Hahsler et al. 2005)."""
     if not GROCERIES.exists():
         pytest.skip("the benchmark data is not at hand (../shared/data)")
     table = pq.read_table(GROCERIES).to_pandas()

@@ -338,6 +338,7 @@ def test_the_branch_draws_the_plans_fractions_and_offers_nobody_what_they_hold()
     ("changes", "says"),
     [
         ({"tensors": {"fractions": np.full((6, 3), 0.9, np.float32)}}, "more than the offers"),
+        ({"tensors": {"fractions": np.full((6, 3), 2.00003 / 3, np.float32)}}, "more than the offers"),
         ({"tensors": {"fractions": np.full((6, 2), 0.1, np.float32)}}, "a fraction for each"),
         ({"tensors": {"fractions": np.full((6, 3), np.nan, np.float32)}}, "a fraction for each"),
         ({"tensors": {"fractions": np.full((6, 3), -0.1, np.float32)}}, "a fraction for each"),

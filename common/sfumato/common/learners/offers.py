@@ -17,6 +17,7 @@ from sfumato.common.learners.allocation import drawn
 from sfumato.common.learners.holdings import holdings
 from sfumato.common.learners.models import Scores
 
+ROUNDING = 4e-6  # of a sum of float32 fractions; `drawn` bears it
 TOKEN = "token"  # noqa: S105 - the name of a column
 
 Floats = npt.NDArray[np.float64]
@@ -64,7 +65,7 @@ class OfferScorer:
             or not ((fractions >= 0) & (fractions <= 1) & np.isfinite(fractions)).all()
         ):
             raise ValueError("tensor 'fractions' must hold a fraction for each group and offer")
-        if (fractions.sum(axis=1) > plan.most_offers + 1e-4).any():
+        if (fractions.sum(axis=1) > plan.most_offers + ROUNDING).any():
             raise ValueError("a group's fractions are more than the offers that a customer may get")
         self._plan, self._fractions, self._groups, self._job = plan, fractions, found, job_id
         self._known, self._as_of = known, contract.as_of
