@@ -89,13 +89,7 @@ def only(node: exp.Expr, *known: str) -> None:
 
 def kind(node: exp.Expr | None) -> str:
     """What sort of syntax it is, in SQL's words as far as there are some."""
-    named = {
-        exp.Subquery: "a subquery",
-        exp.Select: "a subquery",
-        exp.Window: "a window function",
-        exp.Star: "*",
-    }
-    for sort, words in named.items():
+    for sort, words in CALLED.items():
         if isinstance(node, sort):
             return words
     if isinstance(node, exp.Func) and not isinstance(
