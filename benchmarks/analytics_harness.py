@@ -89,13 +89,13 @@ class Score:
         return [h for held in self.held.values() for h in held]
 
 
-def answers(case: Case, epsilon: float, seeds: int) -> Iterator[dict[str, Any]]:
+def answers(case: Case, epsilon: float, seeds: int, *, start: int = 0) -> Iterator[dict[str, Any]]:
     """The answers of `seeds` jobs, each with its own noise."""
     job = case.job(epsilon)
     analysis = analyses.build(job.kind, job.question, case.contract)
     plan = Plan.of(job, case.contract)
     first = _total(case, analysis, plan, 0, None)
-    for seed in range(seeds):
+    for seed in range(start, start + seeds):
         rng = np.random.default_rng([seed, round(1000 * epsilon)])
         totals: list[NoisySum] = []
         for round_ in range(len(analysis.shares)):

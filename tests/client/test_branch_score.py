@@ -39,6 +39,7 @@ from sfumato.common.learners.learner import Coded
 from sfumato.common.learners.models import ModelHeader, SavedModel
 from sfumato.common.learners.schema import SchemaRound, label_codes
 from sfumato.common.learners.scoring import scorer
+from sfumato.common.learners.text import hashed
 from sfumato.privacy.entries import Entry
 from sfumato.privacy.export import verify_export
 from sfumato.privacy.keys import PassphraseKeyProvider
@@ -67,7 +68,11 @@ columns = [
 ]
 [[tables]]
 name = "orders"
-columns = [{ name = "id", type = "string", role = "customer_id" }, { name = "day", type = "date", role = "time" }]
+columns = [
+  { name = "id", type = "string", role = "customer_id" },
+  { name = "day", type = "date", role = "time" },
+  { name = "note", type = "string", role = "text", nullable = true },
+]
 [[features]]
 name = "order_count"
 table = "orders"
@@ -148,7 +153,7 @@ def write_models(folder: Path, contract: Contract, frame: dict[str, Any]) -> dic
             contract=contract.hash,
             contract_name=contract.name,
             inputs=inputs_hash(contract),
-            label=None if kind == "segments" else "left",
+            label=None if kind in ("segments", "sentiment") else "left",
             epsilon=1.0,
             delta=1e-6,
             made=datetime(2026, 1, 1, tzinfo=UTC),
@@ -181,7 +186,14 @@ def write_models(folder: Path, contract: Contract, frame: dict[str, Any]) -> dic
         "recurrent": net(architecture="recurrent", sequence=["order_count"], months=6),
         "scorecard": saved("scorecard", tensors, dict(parameters), schema_=schema),
         "segments": saved("segments", {"centres": centres}, {"names": ["age", "order_count"]}),
+        "sentiment": saved("sentiment", {"weights": of_words("good", "bad")}, {"text": "orders.note"}),
     }
+
+
+def of_words(good: str, bad: str) -> Any:
+    """Weights that know these two."""
+    known = hashed([good, bad], 64).toarray()
+    return np.append(known[0] - known[1], 0.0).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +216,15 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     source = write_csv(path / "customers.csv", list(rows.values()))
     orders = write_csv(
         path / "orders.csv",
-        [{"id": f"C{i:04d}", "day": f"2026-0{6 - k}-15"} for i in range(60) for k in range(i % 5)],
+        [
+            {
+                "id": f"C{i:04d}",
+                "day": f"2026-0{6 - k}-15",
+                "note": ["", "good", "bad"][(k > 0) + (i + k) % 2 * (k > 0)],
+            }
+            for i in range(60)
+            for k in range(i % 5)
+        ],
     )
     keyring = home.open_keyring(PASSPHRASE)
     keyring.rotate(PassphraseKeyProvider(PASSPHRASE, iterations=1, lanes=1, memory_kib=8192))  # quick
@@ -281,6 +301,21 @@ def test_points_and_segments(made: Made, tmp_path: Path) -> None:
     assert table.column_names == ["token", "segment"] and set(table["segment"].to_pylist()) == {0, 1}
     refused(made.score("segments", tmp_path / "x.csv", "--reasons", "2"), "gives no reasons")
     assert made.score("segments", tmp_path / "x.csv", "--reasons", "0").exit_code == 0
+
+
+def test_the_newest_text_is_scored_and_nothing_where_there_is_none(made: Made, out: Path) -> None:
+    """Of the orders the newest has no note, the next is "bad" where the customer's number and 1 are odd together."""
+    assert made.score("sentiment", out).exit_code == 0
+    rows = {made.ids[r["token"]]: r["probability"] for r in read_csv(out)}
+    assert len(rows) == CUSTOMERS
+    for customer, probability in rows.items():
+        i = int(customer[1:])
+        if i >= 60 or i % 5 < 2:
+            assert probability == ""
+        else:
+            assert (float(probability) > 0.5) == (i % 2 == 1)
+    assert not {"good", "bad"} & set(out.read_text(encoding="utf-8").replace(",", "\n").split())
+    refused(made.score("sentiment", out.with_name("x.csv"), "--reasons", "1"), "gives no reasons")
 
 
 def test_months_are_read_from_the_store(made: Made, out: Path) -> None:

@@ -202,7 +202,12 @@ def test_what_stands_out_is_named_first_and_classes_only_beyond_all() -> None:
     worse = np.where(land & (np.arange(4000) % 2 == 0), "other", columns["job"].to_pylist())
     columns["job"] = pa.array(worse)
     noisy = total(analysis, columns) + np.random.default_rng(4).normal(0, 3.0, analysis.length(0))
-    found = list(rows(analysis.read([NoisySum(noisy, 3.0)]), "stands out"))
+    named = rows(analysis.read([NoisySum(noisy, 3.0)]), "stands out")
+    found = list(named)
+    assert (
+        named["visits.(rows)", "stale", "all customers"]["meaning"]
+        == "no row from 2025-04-03 on, but older ones"
+    )
     assert ("customers.job", "other", "area land") in found
     assert ("customers.job", "other", "area town") not in found
     all_first = [of[2] == "all customers" for of in found]

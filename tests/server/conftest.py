@@ -17,7 +17,7 @@ from sfumato.common.analyses import score_histogram
 from sfumato.common.contract import Contract
 from sfumato.common.enrolment import Enrolment, ed25519_text, new_node_key
 from sfumato.common.job import ANY_JOB, Model, sign_job
-from sfumato.common.learners import bins, churn_net, components, curves, forest, models, random_trees
+from sfumato.common.learners import bins, churn_net, components, curves, models, random_trees
 from sfumato.common.learners.encoding import inputs_hash, model_features
 from sfumato.common.learners.scorecard import scorecard
 from sfumato.common.notes import branch_origin, cosignature
@@ -160,10 +160,12 @@ def _numbers(
         question = random_trees.Question(rounds=6, trees=8, seed=int(rng.integers(1000)))
         grower = random_trees.RandomTrees(schema, contract, question)
         grown = [t for r in range(6) for t in grower.trees(r)]
-        steps = (rng.normal(0, 0.6, t.size).astype(np.float32).tolist() for t in grown)
-        trees = tuple(t.model_copy(update={"steps": tuple(s)}) for t, s in zip(grown, steps, strict=True))
-        whole = forest.Forest(base=-1.25, trees=trees)
-        return {"forest": forest.encode(whole, ())}, {"rounds": 6, "trees": 8}
+        steps = rng.normal(0, 0.6, (len(grown), random_trees.LEAVES)).astype(np.float32)
+        trees = tuple(
+            t.model_copy(update={"steps": tuple(s)}) for t, s in zip(grown, steps.tolist(), strict=True)
+        )
+        forest = random_trees.Forest(base=-1.25, trees=trees)
+        return {"forest": random_trees.encode(forest, ())}, {"rounds": 6, "trees": 8}
     if kind == "scorecard":
         fitted = [
             curves.Curve(

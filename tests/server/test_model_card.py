@@ -16,8 +16,7 @@ from sfumato.common.analyses.analysis import NoisySum
 from sfumato.common.contract import Contract
 from sfumato.common.errors import BadInput
 from sfumato.common.job import ANY_JOB, sign_job
-from sfumato.common.learners import bins
-from sfumato.common.learners.forest import Forest, Tree
+from sfumato.common.learners import bins, random_trees
 from sfumato.common.learners.models import SavedModel
 from sfumato.common.learners.scorecard import Scorecard
 from sfumato.server.home import CoordinatorHome
@@ -178,8 +177,8 @@ def test_a_columns_moves_are_the_spread_of_its_main_effect(
 
 
 def test_a_column_that_no_tree_cuts_moves_nothing(bank_schema: bins.Schema) -> None:
-    tree = Tree(features=(0,), cuts=((1, 2, 3, 4, *[5] * 11),), steps=(0.5, -0.5, *[0.1] * 14))
-    found = column_moves(Forest(base=0.0, trees=(tree,)), bank_schema)
+    tree = random_trees.Tree(features=(0,), cuts=((1, 2, 3, 4, *[5] * 11),), steps=(0.5, -0.5, *[0.1] * 14))
+    found = column_moves(random_trees.Forest(base=0.0, trees=(tree,)), bank_schema)
     names = [c.name for c in bank_schema.columns]
     assert found[names[0]] > 0 and all(found[n] == 0 for n in names[1:])
 

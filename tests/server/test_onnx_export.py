@@ -12,9 +12,8 @@ import pytest
 from sfumato.common.contract import Contract
 from sfumato.common.errors import BadInput
 from sfumato.common.job import Model
-from sfumato.common.learners import bins, churn_net, kmeans
+from sfumato.common.learners import bins, churn_net, kmeans, random_trees
 from sfumato.common.learners.encoding import Encoder, bin_edges, model_features, number_codes
-from sfumato.common.learners.forest import decode
 from sfumato.common.learners.models import SavedModel
 from sfumato.common.learners.scorecard import Scorecard
 from sfumato.common.learners.scoring import scorer
@@ -54,7 +53,7 @@ def logits(model: SavedModel, contract: Contract, columns: Columns) -> np.ndarra
     if header.kind == "scorecard":
         return Scorecard.model_validate(header.parameters["card"]).log_odds(codes)
     rounds, trees = header.parameters["rounds"], header.parameters["trees"]
-    forest, _ = decode(model.tensors["forest"], trees, rounds, grown_only=True)  # type: ignore[arg-type]
+    forest, _ = random_trees.decode(model.tensors["forest"], trees, rounds, grown_only=True)  # type: ignore[arg-type]
     return forest.logits(codes)
 
 

@@ -36,6 +36,7 @@ ROWS = 65_536  # scored and written at a time
 TYPICAL_ROWS = 10_000  # tokens are keyed hashes: the first so many are a sample drawn at random
 USUAL_REASONS = 3
 LEAST_PURPOSE, MOST_PURPOSE = 8, 500  # characters
+OUTLOOK = ("alive", "purchases", "value_each", "lifetime")  # of lifetime value: see learners.lifetime.Outlook
 
 
 @dataclass(frozen=True)
@@ -208,11 +209,19 @@ def _types(saved: SavedModel, reasons: int) -> dict[str, pa.DataType]:
     most = saved.header.parameters.get("most_offers", 0)
     kinds = {
         "segments": {"segment": pa.int64()},
+        "anomaly": {"anomaly": pa.float64(), "flagged": pa.bool_()},
+        "clv": dict.fromkeys(_outlook(saved), pa.float64()),
         "scorecard": {"probability": pa.float64(), "points": pa.int64()},
         "offer": {f"offer_{i}": pa.string() for i in range(1, most + 1)},
     }
     own = kinds.get(saved.header.kind, {"probability": pa.float64()})
     return {"token": pa.string()} | own | {f"reason_{i}": pa.string() for i in range(1, reasons + 1)}
+
+
+def _outlook(saved: SavedModel) -> tuple[str, ...]:
+    """Of lifetime value: without amounts there are no values."""
+    amounts = saved.header.kind == "clv" and saved.header.parameters["question"]["amount"]
+    return OUTLOOK if amounts else OUTLOOK[:2]
 
 
 def _columns(frame: pa.Table) -> dict[str, Any]:
@@ -221,10 +230,16 @@ def _columns(frame: pa.Table) -> dict[str, Any]:
 
 def _scores(ready: Scorer, columns: Mapping[str, Any], reasons: int) -> dict[str, pa.Array]:
     scores = ready.score(columns, reasons=reasons)
-    given = {"probability": scores.probability, "points": scores.points, "segment": scores.segment}
-    found = {name: pa.array(values) for name, values in given.items() if values is not None}
+    given: dict[str, Any] = {"probability": scores.probability, "points": scores.points}
+    given |= {"segment": scores.segment, "anomaly": scores.anomaly, "flagged": scores.flagged}
+    found = {
+        name: pa.array(v, from_pandas=True) for name, v in given.items() if v is not None
+    }  # NaN: nothing
     offers = zip(*(scores.offers or ()), strict=True)
     found |= {f"offer_{i}": pa.array(given, type=pa.string()) for i, given in enumerate(offers, 1)}
+    if (ahead := scores.outlook) is not None:
+        each = zip(OUTLOOK, (ahead.alive, ahead.purchases, ahead.mean, ahead.lifetime), strict=True)
+        found |= {name: pa.array(v, from_pandas=True) for name, v in each if v is not None}
     return found | {f"reason_{i + 1}": pa.array(_said(scores, i), type=pa.string()) for i in range(reasons)}
 
 

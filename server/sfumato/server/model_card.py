@@ -191,9 +191,22 @@ def _limits(entry: Entry, made: dict[str, Any]) -> list[str]:
         found.append(
             "Segments are a description: they are no verdict on a customer, and were tested against none."
         )
+    elif header.kind == "sentiment":
+        found.append(
+            "Not to judge by one text what a customer thinks: it is often wrong on a single one, and knows no irony."
+        )
+    elif header.kind == "clv":
+        found.append(
+            "Not a promise of what one customer will spend: it is a mean over customers with the same history, if "
+            "they go on as they did."
+        )
     elif header.kind == "offer":
         found.append(
             "Not for what an offer brings about: the plan counts on the take-up of a time without these offers."
+        )
+    elif header.kind == "anomaly":
+        found.append(
+            "Not to judge anybody: it says who is unlike the others, which has honest reasons more often than not."
         )
     else:
         found.append(

@@ -216,7 +216,16 @@ def _tables(made: Mapping[str, Any]) -> list[tuple[str, Table]]:
         for c in drift["columns"]:
             table.add_row(c["column"], _estimate("", c["psi"]), c["verdict"])
         found.append((f"Customers since then, by run {drift['run']} of {drift['time'][:10]}", table))
-    return found + _inside(made["kind"], made["explanation"])
+    kind, inside = made["kind"], made["explanation"]
+    return found + _inside(kind, inside) + _of_lifetime(kind, inside)
+
+
+def _of_lifetime(kind: str, inside: Mapping[str, Any]) -> list[tuple[str, Table]]:
+    table = Table("parameter", "value", box=None)
+    for name, value in inside.get("parameters", {}).items():
+        table.add_row(name, f"{value:.5g}")
+    says = "How often customers buy (BG/NBD), and for how much (gamma-gamma)"
+    return [(says, table)] if kind == "clv" else []
 
 
 def _inside(kind: str, inside: Mapping[str, Any]) -> list[tuple[str, Table]]:
@@ -244,6 +253,11 @@ def _inside(kind: str, inside: Mapping[str, Any]) -> list[tuple[str, Table]]:
                 shares = (s["mix"][column].get(value) for s in segments)
                 table.add_row(f"{column}: {value}", *(_estimate("base_rate", share) for share in shares))
         found.append((f"{inside['count']} segments", table))
+    elif kind == "sentiment":
+        table = Table("text", "buckets", "right, of customers never trained on", box=None)
+        right = _estimate("precision", inside["accuracy"])
+        table.add_row(inside["text"], str(inside["buckets"]), right)
+        found.append(("A classifier of hashed words", table))
     elif kind == "offer":
         table = Table(*inside["groups"], "product", "offered to", box=None)
         for row in inside["plan"]:

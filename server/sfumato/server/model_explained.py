@@ -6,12 +6,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sfumato.common.analyses.parts import parts_of
 from sfumato.common.errors import BadInput
 from sfumato.common.job import Model
 from sfumato.common.learners.bins import Schema
-from sfumato.common.learners.forest import Forest
 from sfumato.common.learners.models import SavedModel
 from sfumato.common.learners.offers import Plan
+from sfumato.common.learners.random_trees import Forest
 from sfumato.common.learners.scorecard import Scorecard
 from sfumato.server.onnx_export import read_forest
 
@@ -28,6 +29,9 @@ def explained(model: SavedModel, answer: dict[str, Any] | None) -> dict[str, Any
                     "chosen"}: `names` are the numbers, `mix` the shares of categories where there are any; from the
                     run's answer, if it is there
     offer           {"groups", "most_offers", "plan": [{"group", "product", "fraction"}]}, where somebody is asked
+    clv             {"question", "parameters": {name: number}, of BG/NBD and gamma-gamma}
+    sentiment       {"text", "buckets", "accuracy": of customers never trained on, from the run's answer, or None}
+    anomaly         {"columns", "dimensions", "threshold"}: of the autoencoder, and the score above which it flags
     """
     header = model.header
     try:
@@ -49,7 +53,26 @@ def explained(model: SavedModel, answer: dict[str, Any] | None) -> dict[str, Any
             case "segments":
                 names = [str(n) for n in header.parameters["names"]]
                 return {"columns": names, **_segments(names, len(model.tensors["centres"]), answer)}
-    except (KeyError, ValueError, TypeError) as e:
+            case "clv":
+                letters = ("r", "alpha", "a", "b", "p", "q", "v")
+                numbers = np.asarray(model.tensors["parameters"]).tolist()
+                question = dict(header.parameters["question"])
+                return {"question": question, "parameters": dict(zip(letters, numbers, strict=False))}
+            case "sentiment":
+                buckets = int(model.tensors["weights"].size) - 1
+                return {
+                    "text": str(header.parameters["text"]),
+                    "buckets": buckets,
+                    "accuracy": _accuracy(answer),
+                }
+            case "anomaly":
+                facts = header.parameters
+                return {
+                    "columns": [str(n) for n in facts["names"]],
+                    "dimensions": int(facts["dimensions"]),
+                    "threshold": float(facts["threshold"]),
+                }
+    except (KeyError, ValueError, TypeError, StopIteration) as e:
         raise BadInput(
             f"model {header.name!r} does not hold what a {header.kind} needs: {e}",
             hint="It was written by another release, or is damaged.",
@@ -95,6 +118,13 @@ def _scorecard(card: Scorecard) -> dict[str, Any]:
     table = card.model_dump(mode="json")
     columns = sorted(table["attributes"], key=lambda a: (-a["iv"]["value"], a["column"]))
     return {"scaling": table["scaling"], "base": card.base, "level": card.level, "columns": columns}
+
+
+def _accuracy(answer: dict[str, Any] | None) -> dict[str, float] | None:
+    if answer is None:
+        return None
+    rated = next(p for p in parts_of(answer) if p.name == "accuracy")
+    return dict(rated.rows[0].numbers["right"])
 
 
 def _plan(plan: Plan, fractions: npt.NDArray[Any]) -> dict[str, Any]:

@@ -15,7 +15,10 @@ KINDS = {
     "boosted-trees": "boosted random trees",
     "scorecard": "a scorecard of whole points",
     "segments": "segments of customers",
+    "anomaly": "an autoencoder that finds who is unlike the others",
+    "clv": "lifetime value of customers",
     "offer": "a plan of offers",
+    "sentiment": "a classifier of what customers write",
 }
 OF_GROUPS = ("auc", "recall", "precision", "base_rate", "customers")
 UNITS = {key: unit for key, unit, _, _ in METRICS}
@@ -47,6 +50,7 @@ def card_page(card: Mapping[str, Any]) -> str:
         points=_points(card),
         moves=figures.moves(card["explanation"]["columns"]) if card["kind"] == "boosted-trees" else None,
         base=number(card["explanation"].get("base"), 2),
+        accuracy=Estimate.of(card["explanation"].get("accuracy"), unit="%"),
         segments=_segments(card, level),
         mix=_mix(card),
     )

@@ -10,7 +10,7 @@ segments                    segment (int64, from 0)
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from sfumato.common.contract import Contract
 from sfumato.common.errors import BadInput
 from sfumato.common.job import Model
-from sfumato.common.learners import bins, churn_net
+from sfumato.common.learners import bins, churn_net, random_trees
 from sfumato.common.learners.components import Components, Inputs
 from sfumato.common.learners.encoding import FeatureSpec, Monthly, bin_edges, model_features, monthly_specs
-from sfumato.common.learners.forest import STEEPEST, Forest, Tree, decode
 from sfumato.common.learners.models import SavedModel
+from sfumato.common.learners.random_trees import LEAVES, STEEPEST, Forest, Tree
 from sfumato.common.learners.scorecard import Scorecard
 from sfumato.server.onnx_graph import ML, Graph
 
@@ -55,6 +55,21 @@ def onnx_bytes(model: SavedModel, contract: Contract | None = None) -> bytes:
                 raise BadInput(
                     "a plan of offers draws by the customers' tokens, which ONNX knows nothing of",
                     hint="Apply it with `sfumato branch score`; its fractions stand in model.safetensors.",
+                )
+            case "clv":
+                raise BadInput(
+                    "lifetime value reads lists of purchases, which ONNX has no type for",
+                    hint="Score with `sfumato branch score`; its parameters stand in model.safetensors.",
+                )
+            case "sentiment":
+                raise BadInput(
+                    "a sentiment model reads text, which ONNX has no way to cut into words as it does",
+                    hint="Score with `sfumato branch score`, or read its weights from model.safetensors.",
+                )
+            case "anomaly":
+                raise BadInput(
+                    "an autoencoder of anomalies is not written as ONNX",
+                    hint="Score with `sfumato branch score`; its numbers stand in model.safetensors.",
                 )
     except (KeyError, ValueError, ValidationError) as e:
         raise BadInput(
@@ -135,7 +150,9 @@ def read_forest(model: SavedModel) -> Forest:
     """The forest of a model of kind boosted-trees. Raises KeyError or ValueError if it holds none."""
     parameters = model.header.parameters
     numbers = np.asarray(model.tensors["forest"], dtype=np.float32)
-    forest, _ = decode(numbers, int(parameters["trees"]), int(parameters["rounds"]), grown_only=True)
+    forest, _ = random_trees.decode(
+        numbers, int(parameters["trees"]), int(parameters["rounds"]), grown_only=True
+    )
     sizes = _schema(model).cardinalities
     for tree in forest.trees:
         for feature, cuts in zip(tree.features, tree.cuts, strict=True):
@@ -149,25 +166,32 @@ def _forest(graph: Graph, model: SavedModel) -> str:
     codes = graph.double(_schema_codes(graph, _schema(model)))
     value = graph.constant(forest.base)
     if forest.trees:
-        nodes = [n for t, tree in enumerate(forest.trees) for n in _nodes(t, tree)]
-        leaves = [n for n in nodes if n.step is not None]
+        # A grid of sixteen leaves is a full binary tree: fifteen nodes, numbered like a heap, then the leaves.
+        splits = [_splits(tree) for tree in forest.trees]
+        count, inner = len(splits), LEAVES - 1
+        nodes = range(inner + LEAVES)
+        places = [n for _ in splits for n in nodes]
+        trees = [t for t in range(count) for _ in nodes]
+        is_inner = [n < inner for n in nodes] * count
+        cut = [float(c) for tree in splits for _, c in (*tree, *[(0, 0)] * LEAVES)]
+        steps = np.array([tree.steps for tree in forest.trees], dtype=np.float64)
         grown = graph.add(
             "TreeEnsembleRegressor",
             codes,
             domain=ML,
             n_targets=1,
             aggregate_function="SUM",
-            nodes_treeids=[n.tree for n in nodes],
-            nodes_nodeids=[n.number for n in nodes],
-            nodes_featureids=[n.feature for n in nodes],
-            nodes_modes=["BRANCH_GTE" if n.step is None else "LEAF" for n in nodes],
-            nodes_values_as_tensor=numpy_helper.from_array(np.array([float(n.cut) for n in nodes]), "cuts"),
-            nodes_truenodeids=[2 * n.number + 2 if n.step is None else 0 for n in nodes],
-            nodes_falsenodeids=[2 * n.number + 1 if n.step is None else 0 for n in nodes],
-            target_treeids=[n.tree for n in leaves],
-            target_nodeids=[n.number for n in leaves],
-            target_ids=[0] * len(leaves),
-            target_weights_as_tensor=numpy_helper.from_array(np.array([n.step for n in leaves]), "steps"),
+            nodes_treeids=trees,
+            nodes_nodeids=places,
+            nodes_featureids=[f for tree in splits for f, _ in (*tree, *[(0, 0)] * LEAVES)],
+            nodes_modes=["BRANCH_GTE" if i else "LEAF" for i in is_inner],
+            nodes_values_as_tensor=numpy_helper.from_array(np.array(cut), "cuts"),
+            nodes_truenodeids=[2 * n + 2 if i else 0 for n, i in zip(places, is_inner, strict=True)],
+            nodes_falsenodeids=[2 * n + 1 if i else 0 for n, i in zip(places, is_inner, strict=True)],
+            target_treeids=[t for t in range(count) for _ in range(LEAVES)],
+            target_nodeids=[inner + leaf for _ in splits for leaf in range(LEAVES)],
+            target_ids=[0] * (count * LEAVES),
+            target_weights_as_tensor=numpy_helper.from_array(steps.ravel(), "steps"),
         )
         flat = graph.add("Squeeze", graph.double(grown), graph.constant([1], np.int64))
         value = graph.add("Add", flat, value)
@@ -177,33 +201,22 @@ def _forest(graph: Graph, model: SavedModel) -> str:
     return graph.add("Clip", value, graph.constant(-STEEPEST), graph.constant(STEEPEST))
 
 
-@dataclass(frozen=True)
-class _Node:
-    """Of a full binary tree, numbered like a heap; a leaf has a step."""
-
-    tree: int
-    number: int
-    feature: int = 0
-    cut: int = 0
-    step: float | None = None
-
-
-def _nodes(place: int, tree: Tree) -> list[_Node]:
-    """A grid as a full binary tree, breadth first: a code of at least the cut goes right.
+def _splits(tree: Tree) -> list[tuple[int, int]]:
+    """Feature and cut of each inner node, breadth first: a code of at least the cut goes right.
 
     The boundary between two neighbouring leaves is a cut of the last feature whose cell begins there.
     """
-    found: list[_Node] = []
-    for depth in range(tree.size.bit_length() - 1):
-        width = tree.size >> depth
-        for first in range(0, tree.size, width):
+    found = []
+    for depth in range(LEAVES.bit_length() - 1):
+        width = LEAVES >> depth
+        for first in range(0, LEAVES, width):
             leaf = first + width // 2
             for feature, cuts in reversed(list(zip(tree.features, tree.cuts, strict=True))):
                 leaf, cell = divmod(leaf, len(cuts) + 1)
                 if cell:
-                    found.append(_Node(place, len(found), feature, cuts[cell - 1]))
+                    found.append((feature, cuts[cell - 1]))
                     break
-    return found + [_Node(place, len(found) + i, step=step) for i, step in enumerate(tree.steps)]
+    return found
 
 
 # --- kinds that encode by the contract -----------------------------------------------------------------------

@@ -5,17 +5,22 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from sfumato.common.analyses import (
+    anomaly,
     basket,
     campaign,
+    clv,
     drift,
     lifecycle,
     loyalty,
     offer,
     profile,
+    quality,
+    query,
     rfm,
     risk,
     satisfaction,
     segments,
+    sentiment,
     trend,
 )
 from sfumato.common.analyses.analysis import Analysis, AnalysisModule
@@ -27,13 +32,18 @@ Kind = Literal[
     "drift",
     "basket",
     "campaign",
+    "clv",
     "lifecycle",
     "loyalty",
+    "offer",
+    "quality",
+    "query",
     "rfm",
     "risk",
     "satisfaction",
+    "sentiment",
     "trend",
-    "offer",
+    "anomaly",
 ]
 CATALOGUE: dict[Kind, AnalysisModule] = {
     "profile": profile,
@@ -41,13 +51,18 @@ CATALOGUE: dict[Kind, AnalysisModule] = {
     "drift": drift,
     "basket": basket,
     "campaign": campaign,
-    "offer": offer,
+    "clv": clv,
     "lifecycle": lifecycle,
     "loyalty": loyalty,
+    "offer": offer,
+    "quality": quality,
+    "query": query,
     "rfm": rfm,
     "risk": risk,
     "satisfaction": satisfaction,
+    "sentiment": sentiment,
     "trend": trend,
+    "anomaly": anomaly,
 }
 
 

@@ -32,7 +32,8 @@ from sfumato.common.errors import BadInput
 from sfumato.common.learners.consistent import Consistent
 
 MOST_NUMBERS = 20_000
-STANDS_OUT = 2.0  # standard deviations of the noisier copy
+# Standard deviations of the noisier copy: of all customers, and of classes, of which there are many to choose from.
+STANDS_OUT, CLASS_STANDS_OUT = 2.0, 3.5
 
 Floats = npt.NDArray[np.float64]
 
@@ -196,8 +197,9 @@ class Quality:
         above = {at: (s - least) for at, (s, std) in shares.items() if s >= max(least, STANDS_OUT * std)}
         for g, p in sorted(above, key=lambda at: (at[0] > 0, -above[at])):
             beyond = shares[g, p][0] - shares[0, p][0]
-            if not g or beyond >= max(least, STANDS_OUT * shares[g, p][1]):
-                yield {"of": [*self._of(p), self._named[g]]} | fine.problem(g, p)
+            if not g or beyond >= max(least, CLASS_STANDS_OUT * shares[g, p][1]):
+                meaning = {"meaning": self.checks[p].meaning}
+                yield {"of": [*self._of(p), self._named[g]]} | fine.problem(g, p) | meaning
 
 
 @dataclass(frozen=True)

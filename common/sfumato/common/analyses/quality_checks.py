@@ -63,6 +63,25 @@ class Check:
     def name(self) -> str:
         return f"{self.table}.{self.column}"
 
+    @property
+    def meaning(self) -> str:
+        """What it is that these customers have."""
+        row = "a row with " if self.listed else ""
+        match self.problem:
+            case "no rows":
+                return "no row at all"
+            case "stale":
+                return f"no row from {self.limit} on, but older ones"
+            case "repeated rows":
+                return "rows that are the same in all that can be read"
+            case "missing":
+                return f"{row}no value"
+            case "other":
+                return f"{row}a value that is not on the contract's list"
+            case "after as_of":
+                return f"{row}a day after {self.limit}"
+        return f"{row}{self.limit:g}, where values are cut"
+
     def found(self, columns: Mapping[str, Any]) -> Mask:
         """Whose data have the problem, [n]."""
         customers = len(columns[self.reads[0]])

@@ -12,9 +12,8 @@ from sfumato.common.analyses.analysis import NoisySum
 from sfumato.common.contract import Contract
 from sfumato.common.contributions import Contributions
 from sfumato.common.learners.bins import Schema
-from sfumato.common.learners.forest import encode
 from sfumato.common.learners.learner import Asked, Coded
-from sfumato.common.learners.random_trees import Question, RandomTrees
+from sfumato.common.learners.random_trees import Question, RandomTrees, encode
 
 __all__ = ["BoostedTrees", "Question", "build", "max_norm"]
 

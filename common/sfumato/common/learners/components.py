@@ -110,8 +110,8 @@ class Moments:
         row, column, weight = self._triangle
         return Rows(whole[:, row] * whole[:, column] * weight)
 
-    def components(self, total: NoisySum, dimensions: int) -> Components:
-        """The same total gives the same components: a direction's largest entry is positive."""
+    def covariance(self, total: NoisySum) -> tuple[Floats, Floats, float]:
+        """Mean [D], covariance [D, D], and the noise's standard deviation in a variance but for the mean's part."""
         row, column, weight = self._triangle
         size, features = self.inputs.size, len(self.inputs.specs)
         second = np.zeros((size + 1, size + 1))
@@ -119,6 +119,11 @@ class Moments:
         customers = max(2 * float(second[-1, -1]), 1.0)
         mean = second[-1, :-1] * 2 * sqrt(features) / customers
         covariance = second[:-1, :-1] * 2 * features / customers - np.outer(mean, mean)
+        return mean, covariance, total.std * 2 * features / customers
+
+    def components(self, total: NoisySum, dimensions: int) -> Components:
+        """The same total gives the same components: a direction's largest entry is positive."""
+        mean, covariance, _ = self.covariance(total)
         values, vectors = np.linalg.eigh(covariance)
         directions = vectors[:, ::-1][:, :dimensions]
         largest = directions[np.abs(directions).argmax(axis=0), np.arange(dimensions)]

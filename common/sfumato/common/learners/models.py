@@ -22,8 +22,11 @@ from sfumato.common.contract import Contract
 from sfumato.common.errors import BadInput
 from sfumato.common.learners.bins import Schema
 from sfumato.common.learners.encoding import inputs_hash
+from sfumato.common.learners.lifetime import Outlook
 
-ModelKind = Literal["churn-net", "boosted-trees", "scorecard", "segments", "offer"]
+ModelKind = Literal[
+    "churn-net", "boosted-trees", "scorecard", "segments", "clv", "sentiment", "offer", "anomaly"
+]
 HEADER = "sfumato"
 Tensors = Mapping[str, npt.NDArray[np.generic]]
 
@@ -65,7 +68,8 @@ class Reason:
 class Scores:
     """Of n customers; what the model's kind does not give is None. Inside a vault only: each is one customer's.
 
-    `probability` float64 [n] of the label, `points` int64 [n], `segment` int64 [n] from 0, `offers` the products that
+    `probability` float64 [n] of the label, `points` int64 [n], `segment` int64 [n] from 0, `anomaly` float64 [n]
+    (1 is usual) and `flagged` bool [n] whether it lies above the threshold, `offers` the products that
     each is offered, None where there are no more, `reasons` the columns that moved each score most toward the
     label, largest first.
     """
@@ -74,7 +78,10 @@ class Scores:
     points: npt.NDArray[np.int64] | None = None
     segment: npt.NDArray[np.int64] | None = None
     offers: tuple[tuple[str | None, ...], ...] | None = None
+    anomaly: npt.NDArray[np.float64] | None = None
+    flagged: npt.NDArray[np.bool_] | None = None
     reasons: tuple[tuple[Reason, ...], ...] | None = None
+    outlook: Outlook | None = None
 
 
 class Scorer(Protocol):

@@ -1,9 +1,9 @@
 """Quantiles from noisy counts over public bins of two levels, 16 coarse ones of 16 fine ones each.
 
 How many lie below a fine bin is then a sum of some coarse and some fine counts and not of up to 256 fine ones, with
-half the noise; least squares makes the levels agree (Hay et al. 2010, section 4). The interval is an inverted test: it
-spans every bin that may hold the quantile, in both of whose ends the counts do not contradict it (as order statistics
-are inverted without noise: David & Nagaraja 2003, section 7.1).
+half the noise; least squares makes the levels agree (Hay et al. 2010, section 4). The interval is an inverted test:
+it spans every bin that may hold the quantile, in both of whose ends the counts do not contradict it (as order
+statistics are inverted without noise: David & Nagaraja 2003, section 7.1).
 """
 
 from dataclasses import dataclass
@@ -96,7 +96,7 @@ class Grid:
         return Interval(float(np.clip(self._crossing(excess), *bounds)), *bounds)
 
     def _crossing(self, excess: Floats) -> float:
-        """Where the excess, once it never falls, is zero; within a bin numbers are taken to lie evenly when scaled."""
+        """Where the excess, once it never falls, is zero; within a bin numbers lie evenly when scaled."""
         rising = (np.maximum.accumulate(excess) + np.minimum.accumulate(excess[::-1])[::-1]) / 2
         j = min(int(np.searchsorted(rising, 0.0)), self.bins - 1)
         if self.each_number:

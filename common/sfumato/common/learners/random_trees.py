@@ -11,50 +11,45 @@ Reading        Leaf totals become a Newton step under a Gaussian prior on the tr
                the mean of its trees' steps. The finished model is the mean of the last rounds' models, so that
                their noise is averaged too (Polyak & Juditsky 1992).
 
-A tree is a grid: three features cut in four, two and two, two features cut in eight each (sixty-four leaves), or one
-cut in sixteen, which learns what a feature does by itself. A round has so many of each. More leaves cost no privacy,
-for a customer is in one of them, and the prior carries what the noise takes. Features are drawn in proportion to a
-power of their noisy gain in the schema's counts, with a uniform floor; cuts are drawn evenly. Nothing is asked twice:
-the schema's counts by label stand in for a guide sum. After Maddock et al. 2022 (arXiv 2210.02910): random splits,
+A tree is a grid of at most sixteen leaves: three features cut in four, two and two, two features cut in four each, or
+one cut in sixteen, which learns what a feature does by itself. Features are drawn in proportion to a power of their
+noisy gain in the schema's counts, with a uniform floor; cuts are drawn evenly. Nothing is asked twice: the
+schema's counts by label stand in for a guide sum. After Maddock et al. 2022 (arXiv 2210.02910): random splits,
 batches of trees between two sums.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from itertools import accumulate
-from math import ceil, log, sqrt
-from typing import Any
+from math import ceil, log, prod, sqrt
+from typing import Any, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 from sfumato.common.analyses.analysis import NoisySum
 from sfumato.common.contract import Contract
 from sfumato.common.contributions import Rows
 from sfumato.common.errors import BadInput
 from sfumato.common.learners.bins import Column, Schema
-from sfumato.common.learners.forest import (
-    LARGEST_STEP,
-    SHAPES,
-    Asked,
-    Floats,
-    Forest,
-    Ints,
-    Tree,
-    decode,
-    encode,
-    leaves_of,
-)
 from sfumato.common.learners.schema import label_codes
 
-_ALONE, _THREE, _TWO, _WIDE = range(len(SHAPES))
-WIDE = 0.5  # of a round's trees that cut several features: the share that has sixty-four leaves
+LEAVES = 16
+SHAPES = ((15,), (3, 1, 1), (3, 3))  # how many cuts each feature of a tree gets
+_FEATURES, _CUTS = 3, 15
+_SHAPE_NUMBERS = 1 + _FEATURES + _CUTS  # a tree's shape as float32; its leaves follow once they are known
 CLIP = 0.75  # of a gradient: most who leave have a long one, and the noise must hide the longest
 CURVATURE = 0.75  # how much of it is sent: it can be guessed from the schema, the gradient cannot
 LONGEST = CLIP * sqrt(1 + (CURVATURE * (1 - CLIP)) ** 2)
 OWN, NEAR = 0.3, 0.5  # of a step's variance: a leaf's own part; what one cell further on still shares
 SPREAD = 0.5  # how far a leaf's share is off the product of its features' shares
+LARGEST_STEP = 1e3
+STEEPEST = 30.0  # log-odds beyond it are as good as certain
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+Asked = npt.NDArray[np.float32]
 
 
 class Question(BaseModel):
@@ -73,6 +68,50 @@ class Question(BaseModel):
     averaged: float = Field(default=0.4, ge=0, le=1)
     power: float = Field(default=0.9, ge=0)
     floor: float = Field(default=0.15, ge=0, le=1)
+
+
+class Tree(BaseModel):
+    """A grid: feature i is cut below the codes cuts[i] (ascending), the last feature's cell varies fastest."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    features: tuple[int, ...] = Field(min_length=1, max_length=_FEATURES)
+    cuts: tuple[tuple[int, ...], ...]
+    steps: tuple[FiniteFloat, ...] = ()
+
+    @model_validator(mode="after")
+    def _coherent(self) -> Self:
+        if tuple(map(len, self.cuts)) not in SHAPES or len(self.cuts) != len(self.features):
+            raise ValueError("a tree has one of the shapes, and cuts for each feature")
+        if any(list(c) != sorted(c) for c in self.cuts):
+            raise ValueError("a tree's cuts ascend")
+        if len(self.steps) not in (0, LEAVES) or any(abs(s) > LARGEST_STEP for s in self.steps):
+            raise ValueError(f"a tree has {LEAVES} steps of at most {LARGEST_STEP:g}, or none yet")
+        return self
+
+    def leaves(self, codes: Ints) -> Ints:
+        """The leaf of each customer, int64 [n] in [0, LEAVES), from codes [n, F]."""
+        leaf = np.zeros(len(codes), dtype=np.int64)
+        for feature, cuts in zip(self.features, self.cuts, strict=True):
+            table = np.searchsorted(cuts, np.arange(max(cuts) + 1), side="right")
+            leaf = leaf * (len(cuts) + 1) + table[np.minimum(codes[:, feature], max(cuts))]
+        return leaf
+
+
+class Forest(BaseModel):
+    """A model: `base` log-odds, and trees whose steps add up. JSON and back without loss."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    base: FiniteFloat
+    trees: tuple[Tree, ...] = ()
+
+    def logits(self, codes: Ints) -> Floats:
+        """Log-odds, float64 [n], within +-STEEPEST. Inside a vault only: one of these is one customer's."""
+        margin = np.full(len(codes), self.base)
+        for tree in self.trees:
+            margin += np.array(tree.steps)[tree.leaves(codes)]
+        return np.asarray(margin.clip(-STEEPEST, STEEPEST))
 
 
 @dataclass(frozen=True)
@@ -106,21 +145,7 @@ class RandomTrees:
         return sqrt(self.question.trees)
 
     def length(self, round_: int) -> int:
-        return 2 * self._starts[-1]
-
-    @cached_property
-    def _kinds(self) -> tuple[int, ...]:
-        """Of a round's trees the shapes, by their place in SHAPES: the same in every round."""
-        trees, possible = self.question.trees, int((self._chances > 0).sum())
-        several = round(self.question.interplay * trees) if possible > 1 else 0
-        wide = round(WIDE * several)
-        few = _THREE if possible > 2 else _TWO
-        return (_ALONE,) * (trees - several) + (few,) * (several - wide) + (_WIDE,) * wide
-
-    @cached_property
-    def _starts(self) -> tuple[int, ...]:
-        """Where each tree's leaves begin among a round's, and behind them how many there are."""
-        return (0, *accumulate(leaves_of(SHAPES[kind]) for kind in self._kinds))
+        return 2 * LEAVES * self.question.trees
 
     # --- at the coordinator ------------------------------------------------------------------------------
 
@@ -134,9 +159,9 @@ class RandomTrees:
         finished = len(totals) == self.question.rounds
         grown: list[Tree] = []
         for round_, total in enumerate(totals):
-            part = np.float32(self._part(round_) if finished else 1)
-            for tree, step in zip(self.trees(round_), self._steps(round_, total), strict=True):
-                grown.append(tree.model_copy(update={"steps": tuple((step * part).tolist())}))
+            steps = self._steps(round_, total) * np.float32(self._part(round_) if finished else 1)
+            for tree, step in zip(self.trees(round_), steps, strict=True):
+                grown.append(tree.model_copy(update={"steps": tuple(step.tolist())}))
         rate = (self.schema.positives or 0.0) / self.schema.customers
         rate = min(max(rate, 1e-3), 1 - 1e-3)
         base = rate if finished else _balanced(rate)
@@ -151,48 +176,33 @@ class RandomTrees:
         """The `Forest`, as JSON."""
         return self.forest(totals).model_dump(mode="json")
 
-    def _steps(self, round_: int, total: NoisySum) -> list[Asked]:
-        """A round's total to its trees' steps, float32 [size] each. Every ask wants those of all earlier rounds."""
-        known = self._read.get(round_)
-        if known is None or known[0] is not total:
-            known = self._read[round_] = total, self._newton(round_, total)
-        return known[1]
-
-    @cached_property
-    def _read(self) -> dict[int, tuple[NoisySum, list[Asked]]]:
-        return {}
-
-    def _newton(self, round_: int, total: NoisySum) -> list[Asked]:
+    def _steps(self, round_: int, total: NoisySum) -> Asked:
+        """A round's totals to steps, float32 [trees, LEAVES]."""
         q, noise = self.question, total.std * LONGEST
-        leaves = np.split(LONGEST * total.values.reshape(-1, 2), self._starts[1:-1])
-        curvatures = self._curvatures(round_, [part[:, 1] / CURVATURE for part in leaves], noise / CURVATURE)
-        steps = []
-        for tree, part, h in zip(self.trees(round_), leaves, curvatures, strict=True):
-            # -g / h tells a leaf's step with variance (noise^2 + h) / h^2; what the customers left to chance is h.
-            precision = h**2 / (noise**2 + h)
-            prior = _alike_inverse(tree.shape) / q.tau**2
-            step = np.linalg.solve(prior + np.diag(precision), precision * -part[:, 0] / h) * q.rate / q.trees
-            steps.append(np.asarray(step.clip(-LARGEST_STEP, LARGEST_STEP), dtype=np.float32))
-        return steps
+        g, h = LONGEST * total.values.reshape(q.trees, LEAVES, 2).transpose(2, 0, 1)
+        h = self._curvature(round_, h / CURVATURE, noise / CURVATURE)
+        # -g / h tells a leaf's step with variance (noise^2 + h) / h^2; what the customers left to chance is h.
+        precision = h**2 / (noise**2 + h)
+        prior = np.stack([_alike_inverse(tuple(map(len, t.cuts))) for t in self.trees(round_)]) / q.tau**2
+        known = np.einsum("tl,lm->tlm", precision, np.eye(LEAVES))
+        steps = np.linalg.solve(prior + known, (precision * -g / h)[:, :, None])[:, :, 0]
+        steps *= q.rate / q.trees
+        return np.asarray(steps.clip(-LARGEST_STEP, LARGEST_STEP), dtype=np.float32)
 
-    def _curvatures(self, round_: int, measured: list[Floats], noise: float) -> list[Floats]:
-        """Of each tree's leaves, positive: as measured, drawn to what the schema expects as far as noise drowns it.
+    def _curvature(self, round_: int, h: Floats, noise: float) -> Floats:
+        """Of each leaf, positive: as measured, drawn to what the schema expects as far as noise drowns it.
 
         Every tree's leaves hold the same customers, so the mean over trees tells the whole well; a leaf's part
         of it is the product of its features' shares, give or take SPREAD of itself.
         """
-        whole = float(np.mean([h.sum() for h in measured]))
-        whole = min(max(whole, 1.0), self.schema.customers / 4)
-        found = []
-        for tree, h in zip(self.trees(round_), measured, strict=True):
-            expected = self._expected(tree) * whole + 1e-6
-            doubt = (SPREAD * expected) ** 2
-            mean = (h * doubt + expected * noise**2) / (doubt + noise**2)
-            found.append(np.maximum(mean, expected / 20))
-        return found
+        whole = min(max(float(h.sum(axis=1).mean()), 1.0), self.schema.customers / 4)
+        expected = np.array([self._expected(tree) for tree in self.trees(round_)]) * whole + 1e-6
+        doubt = (SPREAD * expected) ** 2
+        mean = (h * doubt + expected * noise**2) / (doubt + noise**2)
+        return np.asarray(np.maximum(mean, expected / 20))
 
     def _expected(self, tree: Tree) -> Floats:
-        """The share of customers in each leaf, were the features independent; float64 [size]."""
+        """The share of customers in each leaf, were the features independent; float64 [LEAVES]."""
         shares = np.ones(1)
         for feature, cuts in zip(tree.features, tree.cuts, strict=True):
             counts = np.maximum(self.schema.columns[feature].counts, 0.0)
@@ -206,15 +216,19 @@ class RandomTrees:
         if round_ not in self._drawn:
             q = self.question
             rng = np.random.default_rng([q.seed, round_])  # noqa: TID251 - public: what to ask, nobody's secret
-            self._drawn[round_] = tuple(self._draw(rng, SHAPES[kind]) for kind in self._kinds)
+            self._drawn[round_] = tuple(self._draw(rng) for _ in range(q.trees))
         return self._drawn[round_]
 
     @cached_property
     def _drawn(self) -> dict[int, tuple[Tree, ...]]:
         return {}
 
-    def _draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> Tree:  # noqa: TID251 - a type
+    def _draw(self, rng: np.random.Generator) -> Tree:  # noqa: TID251 - a type
         chances = self._chances
+        possible = int((chances > 0).sum())
+        shape: tuple[int, ...] = SHAPES[0]
+        if possible > 1 and rng.random() < self.question.interplay:
+            shape = SHAPES[1] if possible > 2 else SHAPES[2]
         features = rng.choice(len(chances), len(shape), replace=False, p=chances)
         cuts = []
         for feature, count in zip(features, shape, strict=True):
@@ -262,8 +276,8 @@ class RandomTrees:
         g = g * scale
         rows = np.zeros((len(codes), self.length(round_)))
         everyone = np.arange(len(codes))
-        for start, tree in zip(self._starts, trees, strict=False):
-            at = 2 * (start + tree.leaves(codes))
+        for place, tree in enumerate(trees):
+            at = 2 * (place * LEAVES + tree.leaves(codes))
             rows[everyone, at], rows[everyone, at + 1] = g, h
         return Rows(rows)
 
@@ -274,8 +288,6 @@ class RandomTrees:
             raise ValueError("trees are asked with the model so far")
         forest, new = decode(asked, self.question.trees, round_)
         self._check((*forest.trees, *new))
-        if tuple(t.shape for t in new) != tuple(SHAPES[kind] for kind in self._kinds):
-            raise ValueError("a round's trees have other shapes")
         return forest, new
 
     def finished_forest(self, asked: Asked | None) -> Forest:
@@ -305,16 +317,15 @@ def _balanced(rate: float) -> float:
 
 @lru_cache
 def _alike_inverse(shape: tuple[int, ...]) -> Floats:
-    """Of the steps' prior correlation over a grid, the inverse, float64 [size, size].
+    """Of the steps' prior correlation over a grid, the inverse, float64 [LEAVES, LEAVES].
 
-    Each feature has its part, which fades from cell to cell (where it is cut finer, slower); the rest is each
-    leaf's own, less where there is one feature.
+    Each feature has its part, which fades from cell to cell; the rest is each leaf's own, less where there is one
+    feature.
     """
-    size = leaves_of(shape)
-    cells = np.stack(np.unravel_index(np.arange(size), [c + 1 for c in shape]))
-    own, near = (OWN, NEAR ** (3 / max(shape))) if len(shape) > 1 else (OWN / 3, NEAR)
-    alike = (near ** np.abs(cells[:, :, None] - cells[:, None, :])).mean(axis=0)
-    return np.asarray(np.linalg.inv(own * np.eye(size) + (1 - own) * alike))
+    cells = np.stack(np.unravel_index(np.arange(LEAVES), [c + 1 for c in shape]))
+    own = OWN if len(shape) > 1 else OWN / 3
+    alike = (NEAR ** np.abs(cells[:, :, None] - cells[:, None, :])).mean(axis=0)
+    return np.asarray(np.linalg.inv(own * np.eye(LEAVES) + (1 - own) * alike))
 
 
 def _best_cut(column: Column, rate: float, customers: float) -> float:
@@ -329,3 +340,66 @@ def _best_cut(column: Column, rate: float, customers: float) -> float:
     rest = left_noise * np.maximum(1 - left_noise / noise.sum(), 0.0)
     sides = 1 / (left_h + np.sqrt(rest) + 1) + 1 / (h.sum() - left_h + np.sqrt(rest) + 1)
     return float(np.max(np.maximum(left_g**2 - rest, 0.0) * sides, initial=0.0))
+
+
+# --- as float32 --------------------------------------------------------------------------------------------
+
+
+def encode(forest: Forest, new: tuple[Tree, ...]) -> Asked:
+    """[base | shape and steps of each tree | shape of each new tree]; see `decode`."""
+    numbers: list[float] = [forest.base]
+    for tree in forest.trees:
+        numbers += [*_shape(tree), *tree.steps]
+    for tree in new:
+        numbers += _shape(tree)
+    return np.array(numbers, dtype=np.float32)
+
+
+def _shape(tree: Tree) -> list[float]:
+    cuts = [c for each in tree.cuts for c in each]
+    features = [*tree.features, *[0] * (_FEATURES - len(tree.features))]
+    return [SHAPES.index(tuple(map(len, tree.cuts))), *features, *cuts, *[0] * (_CUTS - len(cuts))]
+
+
+def decode(
+    asked: Asked, trees: int, rounds: int, *, grown_only: bool = False
+) -> tuple[Forest, tuple[Tree, ...]]:
+    """The model of so many rounds, and the new trees (with `grown_only`, there are none). Raises ValueError on
+    anything that `encode` does not make."""
+    if asked.dtype != np.float32 or asked.ndim != 1:
+        raise ValueError("the model so far is a vector of float32")
+    return _decoded(asked.tobytes(), trees, rounds, grown_only)
+
+
+@lru_cache(maxsize=2)  # customers come a part at a time, all with the same model
+def _decoded(data: bytes, trees: int, rounds: int, grown_only: bool) -> tuple[Forest, tuple[Tree, ...]]:
+    asked = np.frombuffer(data, dtype=np.float32)
+    grown, coming = trees * rounds, 0 if grown_only else trees
+    width = _SHAPE_NUMBERS + LEAVES
+    if asked.shape != (1 + grown * width + coming * _SHAPE_NUMBERS,):
+        raise ValueError("the model so far has another length")
+    if not np.isfinite(asked).all():
+        raise ValueError("a model's numbers are finite")
+    old = asked[1 : 1 + grown * width].reshape(grown, width).astype(np.float64)
+    new = asked[1 + grown * width :].reshape(coming, _SHAPE_NUMBERS).astype(np.float64)
+    forest = Forest(
+        base=float(asked[0]),
+        trees=tuple(_tree(t[:_SHAPE_NUMBERS], tuple(t[_SHAPE_NUMBERS:].tolist())) for t in old),
+    )
+    return forest, tuple(_tree(t, ()) for t in new)
+
+
+def _tree(numbers: Floats, steps: tuple[float, ...]) -> Tree:
+    if (numbers != np.floor(numbers)).any() or (numbers < 0).any() or numbers[0] >= len(SHAPES):
+        raise ValueError("a tree's shape is whole numbers")
+    kind, *rest = (int(x) for x in numbers)
+    shape = SHAPES[kind]
+    features, places = rest[: len(shape)], rest[_FEATURES:]
+    cuts: list[tuple[int, ...]] = []
+    for count in shape:
+        cuts.append(tuple(places[:count]))
+        places = places[count:]
+    return Tree(features=tuple(features), cuts=tuple(cuts), steps=steps)
+
+
+assert all(prod(c + 1 for c in shape) == LEAVES for shape in SHAPES)

@@ -33,8 +33,8 @@ from sfumato.common.learners.encoding import (
     monthly_specs,
     number_codes,
 )
-from sfumato.common.learners.forest import Forest, Tree
 from sfumato.common.learners.models import Reason
+from sfumato.common.learners.random_trees import Forest, Tree
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -75,7 +75,7 @@ def shares_of(counts: npt.ArrayLike) -> Floats:
 class ForestAmounts:
     """A forest, and of each tree what each of its columns does in each leaf: amounts add up over trees.
 
-    `moves[t]` holds pairs of a column and its amounts by leaf, float64 [size]. The average customer is the
+    `moves[t]` holds pairs of a column and its amounts by leaf, float64 [LEAVES]. The average customer is the
     schema's: that of all branches.
     """
 

@@ -13,24 +13,28 @@ import pyarrow as pa
 from pydantic import ValidationError
 from scipy.special import expit
 
-from sfumato.common.contract import Contract, validation_lines
+from sfumato.common.analyses.listed import is_listed, listed
+from sfumato.common.contract import Contract, Role, validation_lines
 from sfumato.common.errors import BadInput
 from sfumato.common.job import Model
 from sfumato.common.learners import churn_net, kmeans
+from sfumato.common.learners.anomaly_scorer import AnomalyScorer
 from sfumato.common.learners.bins import Schema
 from sfumato.common.learners.churn_net import ChurnNet
 from sfumato.common.learners.components import Components, Inputs
 from sfumato.common.learners.curves import BinnedColumn, of_contract, of_schema
 from sfumato.common.learners.encoding import Encoder, FeatureSpec, model_features
-from sfumato.common.learners.forest import Forest
+from sfumato.common.learners.lifetime_scoring import LifetimeScorer
 from sfumato.common.learners.models import Reason, SavedModel, Scorer, Scores
 from sfumato.common.learners.offers import OfferScorer, Plan
-from sfumato.common.learners.random_trees import Question, RandomTrees
+from sfumato.common.learners.random_trees import Forest, Question, RandomTrees
 from sfumato.common.learners.reasons import ForestAmounts, NetAmounts, Typical, largest
 from sfumato.common.learners.scorecard import Scorecard
+from sfumato.common.learners.text import hashed, newest
+from sfumato.common.learners.text_classifier import TextModel
 
 ROWS = 8192  # scored at a time: what a tree or a layer needs of them stays in the processor's cache
-HAS_REASONS = ("churn-net", "boosted-trees", "scorecard")
+HAS_REASONS = ("churn-net", "boosted-trees", "scorecard", "anomaly")
 
 Floats = npt.NDArray[np.float64]
 Found = TypeVar("Found")
@@ -54,8 +58,14 @@ def scorer(saved: SavedModel, contract: Contract, typical: Mapping[str, Any] | N
                 return _card(saved, contract)
             case "segments":
                 return _segments(saved, contract)
+            case "anomaly":
+                return AnomalyScorer.of(saved, contract)
+            case "clv":
+                return LifetimeScorer.of(saved, contract)
             case "offer":
                 return _offers(saved, contract)
+            case "sentiment":
+                return _sentiment(saved, contract)
     except ValidationError as e:
         wrong = validation_lines(e)
     except (ValueError, OverflowError) as e:
@@ -174,6 +184,26 @@ class SegmentScorer:
         return Scores(segment=kmeans.assign(values, self._centres))
 
 
+class TextScorer:
+    """How likely a customer's newest text is positive; NaN of who has written none. There are no reasons: words
+    cannot be read off hashed weights."""
+
+    def __init__(self, text: str, model: TextModel) -> None:
+        self._text, self._model = text, model
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return (self._text,)
+
+    def score(self, columns: Mapping[str, Any], *, reasons: int = 0) -> Scores:
+        _check_reasons(reasons)
+        if self._text not in columns:
+            raise BadInput(f"no column {self._text!r} to score", hint="The model reads nothing else.")
+        texts, _ = newest(columns[self._text])
+        odds = self._model.log_odds(hashed([t or "" for t in texts], self._model.weights.size))
+        return Scores(probability=np.where([t is None for t in texts], np.nan, expit(odds)))
+
+
 # --- from the file -----------------------------------------------------------------------------------------
 
 
@@ -234,6 +264,19 @@ def _segments(saved: SavedModel, contract: Contract) -> Scorer:
         return SegmentScorer(centres, specs)
     flat = _tensor(saved, "components", np.float32, 1, beside="centres")
     return SegmentScorer(centres, specs, Components.of(flat, Inputs(specs).size, width))
+
+
+def _sentiment(saved: SavedModel, contract: Contract) -> Scorer:
+    flat, name = _tensor(saved, "weights", np.float32, 1), _parameter(saved, "text", str)
+    table = contract.customer_table
+    column = table.column(name) if table.has(name) else None
+    if is_listed(contract, name):
+        column = listed(contract, name, text=True).column
+    if column is None or column.role is not Role.TEXT:
+        raise ValueError("parameter 'text' must name a column of free text of the contract")
+    if flat.size < 2:
+        raise ValueError("tensor 'weights' holds no weight")
+    return TextScorer(name, TextModel.of(flat, flat.size - 1))
 
 
 def _offers(saved: SavedModel, contract: Contract) -> Scorer:
