@@ -47,7 +47,9 @@ def bars(seeds: int) -> Iterator[Bar]:
             )
         for what, errors in zip(("a new customer", "today's customers"), np.abs(off).T, strict=True):
             seen = f"{100 * errors.mean():.2f} % on average, at most {100 * errors.max():.2f} %"
-            yield Bar(f"{case.name}: 12-month purchases of {what}", "within 3 %", seen, errors.mean() <= BAR)
+            yield Bar(
+                f"{case.name}: 12-month purchases of {what}", "within 3 %", seen, bool(errors.mean() <= BAR)
+            )
 
 
 def _case(name: str, question: dict[str, Any], contract: Contract, branches: tuple[Columns, ...]) -> Case:
