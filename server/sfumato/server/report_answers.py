@@ -50,9 +50,10 @@ def _parts(kind: str, answer: Mapping[str, Any]) -> Answer:
     words = phrases("en")
     parts = list(parts_of({"parts": answer["parts"]}))
     plots = tuple(plot for i, part in enumerate(parts) for plot in figures(part, words, f"part-{i}"))
-    lead = f"{number(len(plots))} {'figures' if len(plots) != 1 else 'figure'} answer it."
-    if (customers := Estimate.of(answer.get("customers"))) is not None:
-        lead = f"Of {customers.full} customers. {lead}"
+    customers = Estimate.of(answer.get("customers"))
+    lead = "The sums of all branches answer it."
+    if customers is not None:
+        lead = f"The sums over about {customers.text} customers ({customers.interval}) answer it."
     return Answer(question_of(kind), lead, plots, tuple(map(str, answer.get("notes", ()))))
 
 
