@@ -153,7 +153,7 @@ def write_models(folder: Path, contract: Contract, frame: dict[str, Any]) -> dic
             contract=contract.hash,
             contract_name=contract.name,
             inputs=inputs_hash(contract),
-            label=None if kind in ("segments", "sentiment") else "left",
+            label=None if kind in ("segments", "sentiment", "clv") else "left",
             epsilon=1.0,
             delta=1e-6,
             made=datetime(2026, 1, 1, tzinfo=UTC),
@@ -186,6 +186,11 @@ def write_models(folder: Path, contract: Contract, frame: dict[str, Any]) -> dic
         "recurrent": net(architecture="recurrent", sequence=["order_count"], months=6),
         "scorecard": saved("scorecard", tensors, dict(parameters), schema_=schema),
         "segments": saved("segments", {"centres": centres}, {"names": ["age", "order_count"]}),
+        "clv": saved(
+            "clv",
+            {"parameters": np.array([0.7, 60.0, 0.1, 2.4])},
+            {"question": {"purchases": "orders.day", "amount": None}},
+        ),
         "sentiment": saved("sentiment", {"weights": of_words("good", "bad")}, {"text": "orders.note"}),
     }
 
@@ -316,6 +321,21 @@ def test_the_newest_text_is_scored_and_nothing_where_there_is_none(made: Made, o
             assert (float(probability) > 0.5) == (i % 2 == 1)
     assert not {"good", "bad"} & set(out.read_text(encoding="utf-8").replace(",", "\n").split())
     refused(made.score("sentiment", out.with_name("x.csv"), "--reasons", "1"), "gives no reasons")
+
+
+def test_lifetime_is_reckoned_from_the_store_and_empty_for_who_never_bought(made: Made, out: Path) -> None:
+    assert made.score("clv", out).exit_code == 0
+    rows = {made.ids[r["token"]]: r for r in read_csv(out)}
+    assert set(next(iter(rows.values()))) == {"token", "alive", "purchases"}
+    for customer, row in rows.items():
+        i = int(customer[1:])
+        orders = i % 5 if i < 60 else 0
+        assert bool(row["alive"]) == bool(row["purchases"]) == (orders > 0)
+        if orders == 1:
+            assert float(row["alive"]) == 1.0
+        if orders:
+            assert 0 < float(row["alive"]) <= 1 and 0 < float(row["purchases"]) < 365
+    refused(made.score("clv", out.with_name("x.csv"), "--reasons", "1"), "gives no reasons")
 
 
 def test_months_are_read_from_the_store(made: Made, out: Path) -> None:

@@ -220,7 +220,7 @@ def _types(saved: SavedModel, reasons: int) -> dict[str, pa.DataType]:
 
 def _outlook(saved: SavedModel) -> tuple[str, ...]:
     """Of lifetime value: without amounts there are no values."""
-    amounts = saved.header.kind == "clv" and saved.header.parameters["question"]["amount"]
+    amounts = saved.header.kind == "clv" and saved.header.parameters["question"].get("amount")
     return OUTLOOK if amounts else OUTLOOK[:2]
 
 
