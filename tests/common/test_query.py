@@ -16,7 +16,7 @@ from sfumato.common.analyses.query import Query, Question, build
 from sfumato.common.contract import Contract, Scale
 from sfumato.common.contributions import Cells, Rows
 from sfumato.common.errors import BadInput
-from sfumato.common.learners.order_statistics import Grid
+from sfumato.common.learners.quantiles import Grid
 
 COLUMNS: list[dict[str, Any]] = [
     {"name": "id", "type": "string", "role": "customer_id"},

@@ -11,7 +11,7 @@ from sfumato.common.analyses.domains import Domain, domain
 from sfumato.common.analyses.parts import Unit
 from sfumato.common.contract import ZERO_WITHOUT_ROWS, Aggregate, ColumnType, Contract, Role
 from sfumato.common.errors import BadInput
-from sfumato.common.learners.order_statistics import Grid
+from sfumato.common.learners.quantiles import Grid
 
 Floats = npt.NDArray[np.float64]
 

@@ -2,7 +2,7 @@
 
 How many lie below a fine bin is then a sum of some coarse and some fine counts and not of up to 256 fine ones, with
 half the noise; least squares makes the levels agree (Hay et al. 2010, section 4). The interval is an inverted test:
-it spans every bin that may hold the quantile, in both of whose ends the counts do not contradict it (as order
+it spans every bin that may hold the quantile, at both of whose ends the counts do not contradict that (as order
 statistics are inverted without noise: David & Nagaraja 2003, section 7.1).
 """
 
@@ -96,21 +96,29 @@ class Grid:
         return Interval(float(np.clip(self._crossing(excess), *bounds)), *bounds)
 
     def _crossing(self, excess: Floats) -> float:
-        """Where the excess, once it never falls, is zero; within a bin numbers lie evenly when scaled."""
+        """Where the excess, made monotone, is zero; within a bin numbers are taken to lie evenly when scaled."""
         rising = (np.maximum.accumulate(excess) + np.minimum.accumulate(excess[::-1])[::-1]) / 2
         j = min(int(np.searchsorted(rising, 0.0)), self.bins - 1)
         if self.each_number:
             return float(self.ends[j])
         a, b = scaled(self.ends[j : j + 2], self.scale)
-        before = rising[j - 1] if j else rising[0] - abs(rising[0])
+        before = rising[j - 1] if j else -abs(rising[0])
         gain = rising[j] - before
         at = a + (b - a) * (min(max(-before / gain, 0.0), 1.0) if gain > 0 else 0.5)
         return float(np.sign(at) * np.expm1(abs(at)) if self.scale is Scale.LOG else at)
 
+    def rank_noise(self, at: float) -> float:
+        """The noise of the count of those below the noisiest bin, in standard deviations of one count."""
+        return float(_spread(self.parents, at).max())
+
 
 @lru_cache(maxsize=64)
 def _spread(parents: int, at: float) -> Floats:
-    """Standard deviation of the excess at each fine bin's upper end, for counts with noise of 1 each."""
+    """Noise of each bin's excess after least squares, in standard deviations of one count: float64 [bins].
+
+    A fine bin's upper end weighs whole coarse bins by 1 - at or -at, and its own, of which `inside` fine ones lie
+    below, by their mean and by what they differ from it: the two are independent.
+    """
     block, inside = np.divmod(np.arange(parents * WIDTH), WIDTH)
     inside = inside + 1
     coarse = block * (1 - at) ** 2 + (inside / WIDTH - at) ** 2 + (parents - block - 1) * at**2
