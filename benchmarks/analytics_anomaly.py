@@ -76,9 +76,11 @@ def case(name: str, contract: Contract, branches: tuple[Columns, ...]) -> Case:
         yield "threshold", row["threshold"], float(np.quantile(found, 1 - QUESTION["flag"], method="higher"))
         yield "flagged", row["customers"], float((found > row["threshold"]["value"]).sum())
         yield "flagged share", row["share"], float((found > row["threshold"]["value"]).mean())
-        for row, cut in zip(table["rows"], 2.0 ** np.arange(-1, 5.01), strict=True):
-            yield "above", row["customers"], float((found > cut).sum())
-            yield "above share", row["share"], float((found > cut).mean())
+        ends = [-np.inf, *2.0 ** np.arange(-1, 5.01), np.inf]
+        for row, low, high in zip(table["rows"], ends[:-1], ends[1:], strict=True):
+            inside = (found > low) & (found <= high)
+            yield "band", row["customers"], float(inside.sum())
+            yield "band share", row["share"], float(inside.mean())
 
     return Case(name, contract, "anomaly", QUESTION, branches, pairs)
 

@@ -121,8 +121,11 @@ def test_without_noise_a_score_is_what_principal_components_leave() -> None:
     assert abs(row["share"]["value"] - 0.01) < 0.005
     assert (got.flagged == (got.anomaly > row["threshold"]["value"])).all()
     assert answer["customers"]["value"] == pytest.approx(2000)
-    for shown in answer["parts"][1]["rows"]:
-        assert shown["customers"]["value"] == pytest.approx((wanted > float(shown["of"][0])).sum(), abs=2)
+    ends = [-np.inf, *2.0 ** np.arange(-1, 6), np.inf]
+    for shown, low, high in zip(answer["parts"][1]["rows"], ends[:-1], ends[1:], strict=True):
+        inside = (wanted > low) & (wanted <= high)
+        assert shown["customers"]["value"] == pytest.approx(inside.sum(), abs=2)
+        assert shown["share"]["value"] == pytest.approx(inside.mean(), abs=1e-3)
 
 
 def test_planted_customers_are_found_and_the_reason_names_what_stands_out() -> None:

@@ -5,13 +5,15 @@ Question       Which columns (all of the model's, if none is named), in how many
 Contribution   First the second moments of a customer's inputs (learners.components), then one cell of a histogram of
                scores on a public grid: an l2 norm of 1 each.
 Reading        The threshold that the wanted share lies above, with an interval for the noise, how many lie above it
-               and above other scores. The autoencoder with its threshold is a model: each branch finds its own
+               and between other scores. The autoencoder with its threshold is a model: each branch finds its own
                customers' scores, flags and the columns that stand out with it (learners.anomalies).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
+from math import sqrt
 from typing import Any
 
 import numpy as np
@@ -122,8 +124,8 @@ class Anomaly:
         everybody = self._count(tail.everybody, tail.everybody_std)
         place, low, high = tail.threshold(self.question.flag, REACH)
         threshold = number(float(self._edges[place]), low, high)
-        flagged = {"of": [], "threshold": threshold, **self._above(tail, place)}
-        rows = [{"of": [f"{self._edges[p]:.3g}"], **self._above(tail, p)} for p in SHOWN]
+        flagged = {"of": [], "threshold": threshold, **self._share(tail.above[place], tail.std[place], tail)}
+        rows = [{"of": [name], **self._share(n, std, tail)} for name, n, std in self._bands(totals[1])]
         return {
             "level": LEVEL,
             "customers": everybody,
@@ -137,17 +139,22 @@ class Anomaly:
                     {"threshold": "number", "customers": "customers", "share": "share"},
                     [flagged],
                 ),
-                part("scores", ["above"], {"customers": "customers", "share": "share"}, rows),
+                part("scores", ["score"], {"customers": "customers", "share": "share"}, rows),
             ],
             "model": [float(x) for x in asked],
         }
 
-    def _above(self, tail: Tail, place: int) -> dict[str, Number]:
-        n, std = float(tail.above[place]), float(tail.std[place])
-        return {
-            "customers": self._count(n, std),
-            "share": quotient(n, tail.everybody, std**2, tail.everybody_std**2, 0.0),
-        }
+    def _bands(self, total: NoisySum) -> Iterator[tuple[str, float, float]]:
+        """Of scores: the name, how many customers, and the noise's standard deviation."""
+        cuts = [f"{self._edges[p]:g}" for p in SHOWN]
+        names = [f"under {cuts[0]}", *(f"{a} to {b}" for a, b in pairwise(cuts)), f"over {cuts[-1]}"]
+        ends = [0, *(p + 1 for p in SHOWN), self.length(1)]
+        for name, (start, end) in zip(names, pairwise(ends), strict=True):
+            yield name, float(total.values[start:end].sum()), total.std * sqrt(end - start)
+
+    def _share(self, n: float, std: float, tail: Tail) -> dict[str, Number]:
+        share = quotient(float(n), tail.everybody, float(std) ** 2, tail.everybody_std**2, 0.0)
+        return {"customers": self._count(float(n), float(std)), "share": share}
 
     def _count(self, n: float, std: float) -> Number:
         return number(n, n - REACH * std, n + REACH * std)
