@@ -6,6 +6,7 @@ whole populations for them. Here every other number is held against the same one
 
 import tempfile
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,10 @@ BANK_QUESTION = {
     "groups": ["segment"],
 }
 MAIL_QUESTION = {"treatment": "segment", "control": MAILS[0], "outcomes": ["visit", "conversion", "spend"]}
-BOUND = 225.0  # dollars: 1 in 1,000 customers spent more
+BOUND = 225.0  # dollars: 1 in 1,000 customers spent more; picked from this set's own clipping error and noise
+CHOSEN_ON = (
+    40  # draws: winsor.TO_COMPARE was picked by this bar on them, so the bar is held against later ones
+)
 
 
 def mail_contract() -> Contract:
@@ -143,7 +147,8 @@ def bars(seeds: int) -> Iterator[Bar]:
     for question, names in ((MAIL_QUESTION | bound, MAIL_QUESTION["outcomes"]), (MAIL_QUESTION, ["spend"])):
         held: dict[str, list[bool]] = {n: [] for n in names}
         widths: dict[str, list[float]] = {n: [] for n in names}
-        for answer in answers(case("hillstrom", mail_contract(), question, found), 1.0, seeds):
+        drawn = answers(case("hillstrom", mail_contract(), question, found), 1.0, CHOSEN_ON + seeds)
+        for answer in islice(drawn, CHOSEN_ON, None):
             for part in answer["parts"]:
                 for row in part["rows"]:
                     if part["name"] not in names or "effect" not in row:

@@ -15,7 +15,7 @@ from sfumato.common.analyses.analysis import NoisySum
 from sfumato.common.contributions import Cells
 
 STEPS = 24  # halves of an octave below the contract's bound
-TO_COMPARE = 2 * sqrt(2)  # of the noise: as many may lie above
+TO_COMPARE = 2.0  # of the noise: as many may lie above
 
 Floats = npt.NDArray[np.float64]
 
