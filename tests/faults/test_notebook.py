@@ -56,6 +56,8 @@ def test_a_job_is_submitted_watched_and_read(small: Any, bank: SampleBank, tmp_p
     assert connect(home).estimate(sql, epsilon=0.1).branches == 3
     counted = connect(home).query(sql, epsilon=0.1, show=False)  # by the contract of the run before
     counts = counted.frame("answer").set_index("segment")
-    assert counts.value.sum() == pytest.approx(whole.value[0], abs=200)
+    # Both are noisy: what all groups' upper ends leave open is some four standard deviations of their sum.
+    reach = (counts.high - counts.value).sum() + (whole.high[0] - whole.low[0]) / 2
+    assert counts.value.sum() == pytest.approx(whole.value[0], abs=reach)
     with pytest.raises(BadInput, match="has ended already"):
         run.stop()
