@@ -177,14 +177,14 @@ def test_one_value_is_no_split(toy: Path) -> None:
 
 def test_a_folder_of_branches_becomes_them(toy: Path) -> None:
     contract = toy / "contract.toml"
-    for name in ("east", "west"):
+    for name in ("Zürich West", "east"):
         (toy / "bank" / name).mkdir(parents=True)
         (toy / "bank" / name / "customers.csv").write_bytes((toy / "toy.csv").read_bytes())
     (toy / "bank" / "east" / "notes.txt").write_text("not ours")
     with simulated_branches(
         contract, toy / "bank", budget_epsilon=1.0, budget_delta=1e-5, keep_pooled=True
     ) as made:
-        assert [h.name for h in made.homes] == ["east", "west"]
+        assert [h.name for h in made.homes] == ["zurich-west", "east"]
         assert made.pooled is not None and made.pooled.num_rows == 1200
         root = made.homes[0].path.parent
     assert not root.exists()

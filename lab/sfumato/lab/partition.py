@@ -83,10 +83,11 @@ def split(
                     files[name] = into / f"{len(writers):04d}.parquet"
                     writers[name] = stack.enter_context(pq.ParquetWriter(files[name], part.schema))
                 writers[name].write_table(part)
-    return dict(sorted(zip(_branch_names(list(files)), files.values(), strict=True)))
+    return dict(sorted(zip(branch_names(list(files)), files.values(), strict=True)))
 
 
-def _branch_names(values: list[str]) -> list[str]:
+def branch_names(values: list[str]) -> list[str]:
+    """Names as branches may have them (a-z, 0-9, -), made from these values, all different."""
     names: list[str] = []
     for value in values:
         ascii_only = unicodedata.normalize("NFKD", value).encode("ascii", "ignore").decode().lower()

@@ -41,7 +41,7 @@ from sfumato.common.errors import BadInput, SfumatoError
 from sfumato.common.flower_tasks import FRAME_RECORD
 from sfumato.common.job import AnyJob, load_job, sign_job
 from sfumato.common.private_files import write_new
-from sfumato.lab.partition import NumberedSource, split
+from sfumato.lab.partition import NumberedSource, branch_names, split
 from sfumato.lab.samplebank import SampleBank
 from sfumato.privacy.keys import EphemeralKeys, Keyring, PassphraseKeyProvider
 from sfumato.privacy.ledger import Ledger
@@ -177,6 +177,7 @@ def simulated_branches(
 
 def branch_folders(data: Path, contract: Contract) -> dict[str, dict[str, Path]]:
     """A folder of branches: by branch and table the file, TABLE.csv or TABLE.parquet. Other files are left alone.
+    A folder's name becomes one that a branch may have.
 
     Raises BadInput where a branch lacks a table or has two files for one.
     """
@@ -193,7 +194,7 @@ def branch_folders(data: Path, contract: Contract) -> dict[str, dict[str, Path]]
             found[folder.name][table.name] = files[0]
     if not found:
         raise BadInput(f"{data}: has no folder of a branch", hint="It takes a folder for each branch.")
-    return found
+    return dict(zip(branch_names(list(found)), found.values(), strict=True))
 
 
 @contextmanager
