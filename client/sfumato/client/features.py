@@ -20,6 +20,7 @@ from sfumato.client.vault.loader import stored_columns
 from sfumato.client.vault.store import Store
 from sfumato.common.analyses.listed import is_listed, listed
 from sfumato.common.contract import (
+    CLIPPED_CATEGORY,
     DAYS_SINCE,
     ZERO_WITHOUT_ROWS,
     Aggregate,
@@ -37,7 +38,6 @@ from sfumato.privacy.fields import keyed_uniform
 from sfumato.privacy.keys import KeySource
 
 TOKEN, LABEL = "token", "label"
-CLIPPED_CATEGORY = "other"  # what ingest writes for an unknown category that the contract clips
 
 
 def customer_frame(store: Store, contract: Contract, monthly: Sequence[str] = ()) -> pa.Table:

@@ -59,6 +59,7 @@ class OutOfDomain(StrEnum):
 
 
 NUMERIC = (ColumnType.INTEGER, ColumnType.NUMBER)
+CLIPPED_CATEGORY = "other"  # what ingest writes for an unknown category that the contract clips
 
 
 class _Strict(BaseModel):

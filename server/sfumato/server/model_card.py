@@ -169,6 +169,18 @@ def _meaning(entry: Entry) -> str:
     )
 
 
+_NOT_FOR: dict[str, str] = {
+    "segments": "Segments are a description: they are no verdict on a customer, and were tested against none.",
+    "sentiment": "Not to judge by one text what a customer thinks: it is often wrong on a single one, and knows no "
+    "irony.",
+    "clv": "Not a promise of what one customer will spend: it is a mean over customers with the same history, if "
+    "they go on as they did.",
+    "offer": "Not for what an offer brings about: the plan counts on the take-up of a time without these offers.",
+    "anomaly": "Not to judge anybody: it says who is unlike the others, which has honest reasons more often than "
+    "not.",
+}
+
+
 def _limits(entry: Entry, made: dict[str, Any]) -> list[str]:
     """What the model must not be used for; what its own figures say comes first."""
     assert entry.model is not None
@@ -187,32 +199,11 @@ def _limits(entry: Entry, made: dict[str, Any]) -> list[str]:
         "on customers unlike those of the branches that took part: nothing was measured there.",
         "Its file is public, its scores are not: a customer’s score is computed at the branch, and stays there.",
     ]
-    if header.kind == "segments":
-        found.append(
-            "Segments are a description: they are no verdict on a customer, and were tested against none."
-        )
-    elif header.kind == "sentiment":
-        found.append(
-            "Not to judge by one text what a customer thinks: it is often wrong on a single one, and knows no irony."
-        )
-    elif header.kind == "clv":
-        found.append(
-            "Not a promise of what one customer will spend: it is a mean over customers with the same history, if "
-            "they go on as they did."
-        )
-    elif header.kind == "offer":
-        found.append(
-            "Not for what an offer brings about: the plan counts on the take-up of a time without these offers."
-        )
-    elif header.kind == "anomaly":
-        found.append(
-            "Not to judge anybody: it says who is unlike the others, which has honest reasons more often than not."
-        )
-    else:
-        found.append(
-            f"Its probabilities are those of the time of training ({header.made:%Y-%m-%d}): where the share of "
-            f"{header.label} has changed since, they are off."
-        )
+    found.append(
+        _NOT_FOR.get(header.kind)
+        or f"Its probabilities are those of the time of training ({header.made:%Y-%m-%d}): where the share of "
+        f"{header.label} has changed since, they are off."
+    )
     if (
         entry.signed is not None
         and isinstance(entry.signed.job, LearnerJob)

@@ -28,7 +28,7 @@ from sfumato.common.contributions import Cells, Contributions
 from sfumato.common.errors import BadInput
 from sfumato.common.learners.anomalies import STEPS, Autoencoder, Tail, edges, moments_count
 from sfumato.common.learners.components import Inputs, Moments
-from sfumato.common.learners.encoding import model_features
+from sfumato.common.learners.encoding import chosen_features
 
 MOST_INPUTS = 400  # their moments are 80,000 numbers
 SHOWN = range(2 * STEPS, 8 * STEPS + 1, STEPS)  # cut points of the table: 1/2, 1, 2 ... 32
@@ -50,17 +50,7 @@ class Question(BaseModel):
 
 def build(question: Question, contract: Contract) -> Analysis:
     """Raises BadInput on a column that cannot be used, one named twice, and too many or too few inputs."""
-    known = {f.name: f for f in model_features(contract)}
-    names = question.columns or tuple(known)
-    for name in names:
-        if name not in known:
-            raise BadInput(
-                f"question.columns: {name!r} is no model column that can be used",
-                hint=f"Contract {contract.name!r} has: {', '.join(known) or 'none'}.",
-            )
-    if len(set(names)) < len(names) or not names:
-        raise BadInput("question.columns: it takes columns, each named once")
-    inputs = Inputs(tuple(known[n] for n in names))
+    inputs = Inputs(chosen_features(contract, question.columns))
     if not question.dimensions < inputs.size <= MOST_INPUTS:
         raise BadInput(
             f"question: the columns make {inputs.size} inputs, it takes more than {question.dimensions} and at most "

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sfumato.common.contract import (
+    CLIPPED_CATEGORY,
     NUMERIC,
     ZERO_WITHOUT_ROWS,
     Column,
@@ -33,7 +34,6 @@ from sfumato.common.learners.encoding import (
 )
 
 OTHER, NONE = "(other)", "(none)"
-CLIPPED_CATEGORY = "other"  # what ingest writes for an unknown category that the contract clips
 BINARY = ("0", "1")
 _UNCOUNTED = {
     Role.PII: "personal data",

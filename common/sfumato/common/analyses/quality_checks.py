@@ -17,8 +17,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sfumato.common.analyses.domains import CLIPPED_CATEGORY
 from sfumato.common.contract import (
+    CLIPPED_CATEGORY,
     NUMERIC,
     ZERO_WITHOUT_ROWS,
     Aggregate,

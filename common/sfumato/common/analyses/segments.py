@@ -25,7 +25,7 @@ from sfumato.common.contributions import Contributions, Rows
 from sfumato.common.errors import BadInput
 from sfumato.common.learners import segments
 from sfumato.common.learners.components import Components, Inputs, Moments
-from sfumato.common.learners.encoding import FeatureSpec, model_features, number_codes, unscaled
+from sfumato.common.learners.encoding import FeatureSpec, chosen_features, number_codes, unscaled
 from sfumato.common.learners.kmeans import assign
 
 __all__ = ["ComponentSegments", "Question", "Segments", "build"]
@@ -45,20 +45,9 @@ class Question(segments.Question):
 
 def build(question: Question, contract: Contract) -> Analysis:
     """Raises BadInput on a column that cannot be used, one named twice, and a contract without any."""
-    by_components = question.dimensions is not None
-    known = {f.name: f for f in model_features(contract) if f.numeric or by_components}
-    names = question.columns or tuple(known)
-    for name in names:
-        if name not in known:
-            raise BadInput(
-                f"question.columns: {name!r} is no {'model column' if by_components else 'number'} that can be used",
-                hint=f"Contract {contract.name!r} has: {', '.join(known) or 'none'}.",
-            )
-    if len(set(names)) < len(names) or not names:
-        raise BadInput("question.columns: segments need columns, each named once")
-    specs = tuple(known[n] for n in names)
+    specs = chosen_features(contract, question.columns, numbers=question.dimensions is None)
     if question.dimensions is None:
-        return Segments(specs, segments.Segmentation(names, question))
+        return Segments(specs, segments.Segmentation(tuple(s.name for s in specs), question))
     inputs = Inputs(specs)
     if question.dimensions > inputs.size:
         raise BadInput(f"question.dimensions: there are {inputs.size} inputs in all")

@@ -69,6 +69,26 @@ def model_features(contract: Contract) -> tuple[FeatureSpec, ...]:
     return (*map(column_spec, columns), *map(rollup_spec, contract.features))
 
 
+def chosen_features(
+    contract: Contract, names: Sequence[str], *, numbers: bool = False
+) -> tuple[FeatureSpec, ...]:
+    """Those of a question's `columns`, in its order; all of the model's, or all of its `numbers`, if none is named.
+
+    Raises BadInput on a column that is none of these, one named twice, and a contract without any.
+    """
+    known = {f.name: f for f in model_features(contract) if f.numeric or not numbers}
+    wanted = tuple(names) or tuple(known)
+    for name in wanted:
+        if name not in known:
+            raise BadInput(
+                f"question.columns: {name!r} is no {'number' if numbers else 'model column'} that can be used",
+                hint=f"Contract {contract.name!r} has: {', '.join(known) or 'none'}.",
+            )
+    if len(set(wanted)) < len(wanted) or not wanted:
+        raise BadInput("question.columns: it takes columns, each named once")
+    return tuple(known[n] for n in wanted)
+
+
 def inputs_hash(contract: Contract) -> str:
     """Names what a model of this contract looks at, and what for: its columns and roll-ups as declared, name and
     purpose. Not the day (`as_of`), the label and the rest: another month's customers are the same sort of input."""

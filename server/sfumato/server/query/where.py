@@ -23,8 +23,8 @@ from sfumato.common.analyses.conditions import (
     comparable,
     names,
 )
-from sfumato.common.analyses.domains import BINARY, CLIPPED_CATEGORY, OTHER, Domain
-from sfumato.common.contract import Contract
+from sfumato.common.analyses.domains import BINARY, OTHER, Domain
+from sfumato.common.contract import CLIPPED_CATEGORY, Contract
 from sfumato.server.query.statement import inside, kind, only, operands, refuse
 
 Literal: TypeAlias = str | float | bool | None
