@@ -270,10 +270,10 @@ class Vault:
     # --- local training ----------------------------------------------------------------------------------
 
     def _train(self, question: messages.Train, body: Vector | None, frame: bytes) -> bytes:
-        job, plan = self._local(question.job_id)
-        self._check_round(question.job_id, question.round, job.training.rounds)
         from sfumato.privacy import dpsgd  # opacus doubles the time in which a vault comes up
 
+        job, plan = self._local(question.job_id)
+        self._check_round(question.job_id, question.round, job.training.rounds)
         net = churn_net.build(self._contract, job.model, job.training.seed)
         load_weights(net, body)
         customers = self._data.learners(job.model)
