@@ -18,10 +18,11 @@ HELD_OUT = "(held out)"
 @dataclass(frozen=True)
 class NoisySum:
     """A total that came out: float64 [d] in the contributions' unit, and the standard deviation of its noise,
-    the same on every coordinate."""
+    the same on every coordinate. `members` are the branches in it, where the coordinator says so."""
 
     values: npt.NDArray[np.float64]
     std: float
+    members: tuple[str, ...] = ()
 
 
 class Analysis(Protocol):

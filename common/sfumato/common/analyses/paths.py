@@ -117,11 +117,10 @@ class PathCounts:
 
     @property
     def everyone(self) -> Floats:
-        """A group's customers [G]; variance and covariance with any count: see `whole`."""
-        return np.asarray(self.counts[:, 0].sum(axis=1))
+        """A group's customers in each period [G, P], the same in all; variance and covariance: see `whole`."""
+        return np.asarray(self.counts.sum(axis=2))
 
-    @property
-    def whole(self) -> tuple[float, float]:
-        """Variance of `everyone` of one group, and its covariance with each of the group's counts."""
+    def whole(self, t: int) -> tuple[float, float]:
+        """Variance of `everyone` of one group in period t, and its covariance with each of its counts then."""
         common = self.std**2 / float(self._told(self.paths).sum())
         return common * self.paths.states, common

@@ -1,72 +1,103 @@
 """Trend: how many customers were in each state, month by month, and how does that move?
 
 Question       What to follow: a roll-up read by month, in its public bins, or a table's rows (active or quiet in a
-               month). Over how many months, at most how many changes a customer, by which column.
+               month). Over how many months, at most how many changes a customer, by which column. How many of the
+               months are still to come: then the question stands, and is asked month by month (standing_trend.py).
 Contribution   One customer adds their path in one vector (paths.py): the less they change, the shorter it is.
                The bound is that of `changes` changes; without it, that of one number a month.
 Reading        Counts, shares and changes with the exact covariance; every month has all customers: least squares.
 
 Which layout has the least noise follows from months and changes alone, so it is chosen before anything is asked. Of
 who changes more often only the latest changes count, and before these the state does not move: the latest month is
-right for everybody. How many they are is counted, too. (decisions/0021: what it costs to ask every month anew.)
+right for everybody. How many they are is counted, too. (decisions/0021: layouts, and what each costs.)
 """
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import cached_property
 from math import sqrt
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from sfumato.common.analyses.active_months import last_day
 from sfumato.common.analyses.analysis import Analysis, NoisySum
 from sfumato.common.analyses.domains import Domain, domain
-from sfumato.common.analyses.estimates import LEVEL, REACH, Number, number, quotient
+from sfumato.common.analyses.estimates import LEVEL
 from sfumato.common.analyses.followed import Followed, follow
-from sfumato.common.analyses.parts import Unit, part
+from sfumato.common.analyses.month_parts import everyone, month_parts, restless_part
 from sfumato.common.analyses.paths import PathCounts, Paths, best_alike, settled, variance
+from sfumato.common.analyses.standing import RESTLESS
+from sfumato.common.analyses.standing_trend import StandingTrend
 from sfumato.common.contract import Contract
 from sfumato.common.contributions import Cells
 from sfumato.common.errors import BadInput
-from sfumato.common.learners.encoding import MOST_MONTHS
+from sfumato.common.learners.encoding import MOST_MONTHS, Monthly
 
 Ints = npt.NDArray[np.int64]
 
 MOST_CELLS = 10_000
-RESTLESS = 0.5  # what a customer adds who changes more often: of one number's weight
-MEASURES: dict[str, Unit] = {"customers": "customers", "share": "share", "change": "customers"}
 
 
 class Question(BaseModel):
-    """A roll-up or a table to follow; months; the most changes a customer, if there is a bound; by which column, if
-    any; after how many months without a row a customer is quiet; `bins` of numbers without public edges."""
+    """A roll-up or a table to follow; months, and how many of them lie `ahead`; the most changes a customer, if there
+    is a bound; by which column, if any; after how many months without a row a customer is quiet; `bins` of numbers
+    without public edges."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     follow: str
     months: int = Field(default=12, ge=2, le=MOST_MONTHS)
+    ahead: int | None = Field(default=None, ge=1, lt=MOST_MONTHS)
     changes: int | None = Field(default=None, ge=1)
     group: str | None = None
     quiet: int = Field(default=1, ge=1, le=36)
     bins: int = Field(default=5, ge=2, le=64)
 
+    @model_validator(mode="after")
+    def _begins_now(self) -> Self:
+        if self.ahead is not None and self.ahead >= self.months:
+            raise ValueError("ahead: the first of the months must be over, so at most months - 1 lie ahead")
+        return self
+
 
 def build(question: Question, contract: Contract) -> Analysis:
     """Raises BadInput on what cannot be followed by month, a group without public cells, and too many cells."""
+    if question.ahead is not None:
+        return _standing(question, question.ahead, contract)
     followed = follow(contract, question.follow, question.months, question.quiet, question.bins)
     group = domain(contract, question.group, question.bins) if question.group else None
     assert contract.as_of is not None
     until = tuple(last_day(contract.as_of, m) for m in reversed(range(question.months)))
     found = Trend(followed, group, question, until)
-    if found.length(0) > MOST_CELLS:
+    _few_enough(found.length(0))
+    return found
+
+
+def _standing(question: Question, ahead: int, contract: Contract) -> StandingTrend:
+    group = domain(contract, question.group, question.bins) if question.group else None
+    changes = question.changes
+    if changes is not None and changes >= question.months - 1:
+        changes = None
+    followed = follow(contract, question.follow, 1, question.quiet, question.bins)
+    assert contract.as_of is not None
+    first = Monthly.DAYS * (question.months - 1 - ahead)
+    days = tuple(contract.as_of + timedelta(days=Monthly.DAYS * m - first) for m in range(question.months))
+    q = question
+    found = StandingTrend(contract, followed, group, q.follow, q.quiet, q.bins, changes, days)
+    _few_enough(question.months * found.length(0))
+    return found
+
+
+def _few_enough(cells: int) -> None:
+    if cells > MOST_CELLS:
         raise BadInput(
-            f"question: {found.length(0):,} cells in all, and at most {MOST_CELLS:,} can be read",
+            f"question: {cells:,} cells in all, and at most {MOST_CELLS:,} can be read",
             hint="Follow fewer months, or a number with fewer bins, or take a group with fewer values.",
         )
-    return found
 
 
 @dataclass(frozen=True)
@@ -129,51 +160,15 @@ class Trend:
         """Parts: months (all customers), groups if asked for, restless if changes are bounded."""
         total = totals[0]
         found = PathCounts.of(self.paths, NoisySum(total.values[: self.paths.size], total.std))
-        of = ["until", self.question.follow]
-        every = list(range(self.paths.groups))
-        parts = [part("months", of, MEASURES, self._rows(found, every, []))]
-        if self.group:
-            rows = (row for g, name in enumerate(self.group.cells) for row in self._rows(found, [g], [name]))
-            parts.append(part("groups", [self.group.name, *of], MEASURES, rows))
+        parts = month_parts(found, self.until, self.question.follow, self.followed.states, self.group)
         if self.bounded:
-            units: dict[str, Unit] = {"customers": "customers", "share": "share"}
-            parts.append(part("restless", [], units, [{"of": [], **self._restless(found, total)}]))
-        value, reach = float(found.everyone.sum()), REACH * sqrt(found.whole[0] * len(every))
+            parts.append(restless_part(float(total.values[-1]) / RESTLESS, total.std / RESTLESS, found))
         return {
             "level": LEVEL,
-            "customers": number(value, value - reach, value + reach),
+            "customers": everyone(found),
             "notes": list(self._notes()),
             "parts": parts,
         }
-
-    def _restless(self, found: PathCounts, total: NoisySum) -> dict[str, Number]:
-        value, std = float(total.values[-1]) / RESTLESS, total.std / RESTLESS
-        everyone, whole = float(found.everyone.sum()), found.whole[0] * self.paths.groups
-        return {
-            "customers": number(value, value - REACH * std, value + REACH * std),
-            "share": quotient(value, everyone, std**2, whole, 0.0),
-        }
-
-    def _rows(self, found: PathCounts, groups: list[int], named: list[str]) -> Iterator[dict[str, Any]]:
-        """Of some groups together: groups' noises are independent."""
-        many, counts = len(groups), found.counts[groups].sum(axis=0)
-        everyone = float(found.everyone[groups].sum())
-        whole, shared = (many * v for v in found.whole)
-        for t, until in enumerate(self.until):
-            for s, state in enumerate(self.followed.states):
-                value, spread = float(counts[t, s]), many * found.covariance(t, s, t, s)
-                reach = REACH * sqrt(spread)
-                row: dict[str, Any] = {
-                    "of": [*named, until, state],
-                    "customers": number(value, value - reach, value + reach),
-                    "share": quotient(value, everyone, spread, whole, shared),
-                }
-                if t:
-                    before = spread + many * (
-                        found.covariance(t - 1, s, t - 1, s) - 2 * found.covariance(t, s, t - 1, s)
-                    )
-                    row["change"] = _moved(value - float(counts[t - 1, s]), REACH * sqrt(before))
-                yield row
 
     def _notes(self) -> Iterator[str]:
         months, alike = self.question.months, self.paths.alike
@@ -183,7 +178,3 @@ class Trend:
             yield f"Noise is alike in neighbouring months (correlation {alike:.2f}), and {gain:.2f} times smaller."
             yield f"Of the restless, who change more than {self._changes} times, only the latest changes count."
             yield "The latest month is right for them, too; no other count is off by more than there are of them."
-
-
-def _moved(value: float, reach: float) -> Number:
-    return {"value": value, "low": value - reach, "high": value + reach}
