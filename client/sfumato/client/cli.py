@@ -1,5 +1,6 @@
 """`sfumato branch …`: what a branch's operator and its compliance officer type."""
 
+from datetime import date, datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -233,6 +234,20 @@ def ledger(
 
     record = Ledger.read(BranchHome(home).ledger)
     show_ledger(record, console, describe_entry, verify=verify, export=export)
+
+
+@app.command()
+def reach(
+    home: Home,
+    day: Annotated[
+        datetime, typer.Argument(formats=["%Y-%m-%d"], help="The last day of which all rows are loaded.")
+    ],
+) -> None:
+    """Say to which day the data reach, once a new month is loaded: standing questions are then told that month."""
+    from sfumato.client.home import BranchHome
+
+    before = BranchHome(home).reach(day.date(), date.today())
+    console.print(f"The data of {BranchHome(home).name} reach {day.date()} (before: {before}).")
 
 
 @app.command()

@@ -4,7 +4,7 @@ branch.toml       name, and which system user runs the vault
 enrolment.json    public keys, to be handed to the coordinator
 courier/          node key, CA, configuration: what the network side needs, and nothing else
 vault/            0700: keyring, sealed store, ledger, policy, contract; pinned keys: of jobs, of the coordinator's
-                  ledger, of other branches
+                  ledger, of other branches; told/: what standing questions were told; to which day the data reach
 run/              the unix socket between the two
 """
 
@@ -14,6 +14,7 @@ import pwd
 import stat
 import tomllib
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any, Literal
 
@@ -69,6 +70,40 @@ class BranchHome:
     @property
     def pinned(self) -> Path:
         return self.vault / "members.json"
+
+    @property
+    def told(self) -> Path:
+        """What standing questions were told, sealed."""
+        return self.vault / "told"
+
+    def reaches(self, contract: Contract) -> date | None:
+        """The last day that the data tell of: the contract's, until `branch reach` says a later one. Read anew each
+        time. Raises BadInput if the file is not what was written."""
+        path = self.vault / "reaches"
+        try:
+            return date.fromisoformat(path.read_text(encoding="ascii").strip())
+        except FileNotFoundError:
+            return contract.as_of
+        except ValueError:
+            raise BadInput(
+                f"{path}: expected a date", hint="Write it anew with `sfumato branch reach`."
+            ) from None
+
+    def reach(self, day: date, today: date) -> date:
+        """Say that the data now tell of every day until this one. Returns the day until which they did before.
+
+        Raises BadInput for a day before that, or after today, and under a contract without as_of.
+        """
+        before = self.reaches(self.contract())
+        if before is None:
+            raise BadInput(f"{self.path}: its contract has no as_of, so no question asks for a day")
+        if not before <= day <= today:
+            raise BadInput(
+                f"{day}: the data reach {before} already, and today is {today}",
+                hint="Give the last day of which all rows are loaded.",
+            )
+        replace(self.vault / "reaches", f"{day.isoformat()}\n".encode(), owner=self.vault.stat())
+        return before
 
     def settings(self) -> dict[str, Any]:
         """branch.toml. Raises BadInput when this is not a branch's directory."""

@@ -74,6 +74,8 @@ class RefusalCode(StrEnum):
     UNKNOWN_CHECKPOINT = "unknown-checkpoint"
     EQUIVOCATION = "equivocation"
     NO_DATA = "no-data"
+    NOT_YET = "not-yet"
+    MEMORY_LOST = "memory-lost"
     JOB_CLOSED = "job-closed"
     FOREIGN_BUNDLE = "foreign-bundle"
     VAULT_UNREACHABLE = "vault-unreachable"
@@ -100,6 +102,8 @@ REFUSAL_TEXT: dict[RefusalCode, str] = {
     RefusalCode.UNKNOWN_CHECKPOINT: "the proof does not start where this branch co-signed last",
     RefusalCode.EQUIVOCATION: "the coordinator's ledger contradicts a checkpoint that this branch co-signed",
     RefusalCode.NO_DATA: "nothing has been ingested at this branch",
+    RefusalCode.NOT_YET: "this branch's data do not reach that day yet",
+    RefusalCode.MEMORY_LOST: "what this branch told before in this question is not as it was written",
     RefusalCode.JOB_CLOSED: "the job is closed",
     RefusalCode.FOREIGN_BUNDLE: "the app bundle is not the approved one",
     RefusalCode.VAULT_UNREACHABLE: "the branch's vault does not answer",

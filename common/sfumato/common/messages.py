@@ -4,6 +4,7 @@ Questions go to the vault, answers come back. Nothing but these types is ever se
 frame's body (see `sfumato.common.codec`), never as text.
 """
 
+from datetime import date
 from typing import Annotated, Any, Literal
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -151,7 +152,8 @@ class LedgerHead(_Message):
 
 
 class JobOpened(_Message):
-    """The branch takes part. `planned` is the job's reserved event by population; epsilon is the larger one."""
+    """The branch takes part. `planned` is the job's reserved event by population; epsilon is the larger one. Of a
+    standing question `reaches` is the day to which the branch's data reach."""
 
     type: Literal["job-opened"] = "job-opened"
     job_id: JobId
@@ -161,6 +163,7 @@ class JobOpened(_Message):
     delta: float
     noise_multiplier: float
     key: KeyShare | None = None
+    reaches: date | None = None
     ledger: LedgerHead
 
 

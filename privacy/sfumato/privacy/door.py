@@ -21,7 +21,7 @@ from sfumato.common.messages import Cost, ReleasedAnswer, What
 from sfumato.privacy import accounting, secure_sum
 from sfumato.privacy.accounting import POPULATIONS, Population
 from sfumato.privacy.ledger import Entry, Ledger, Transaction
-from sfumato.privacy.mechanisms import Mechanism
+from sfumato.privacy.mechanisms import Mechanism, StandingSum
 from sfumato.privacy.running_totals import Curves, OpenJob, Standing, of, planned_curves
 
 _SEAL = object()
@@ -178,7 +178,10 @@ class Door:
             self._standing.follow(transaction)
             job = self._live(job_id)
             _smaller(job.sets.get((round_, what)), frozenset(names))
-            event = accounting.in_every_branch(mechanism.event, times)
+            event, told = mechanism.event, {}
+            if isinstance(mechanism, StandingSum):
+                event, told = mechanism.event_after(job.last_round), {"told": mechanism.told}
+            event = accounting.in_every_branch(event, times)
             cost = of(population, accounting.rdp_curve(event))
             self._admit_release(job, cost)
             charge = transaction.append(
@@ -190,6 +193,7 @@ class Door:
                     "event": accounting.encode_event(event),
                     "question": question_hash,
                     **({"members": names} if names else {}),
+                    **told,
                 },
                 job_id=job_id,
             )
@@ -216,7 +220,13 @@ class Door:
         with self._ledger.exclusive() as transaction:
             self._standing.follow(transaction)
         job = self._standing.jobs.get(job_id)
-        return max((round_ for round_, _ in job.sets), default=0) if job else 0
+        return job.last_round or 0 if job else 0
+
+    def told(self, job_id: str) -> Mapping[int, str]:
+        """Of a standing question: what this branch remembered after each period that it was charged for, SHA-256."""
+        with self._ledger.exclusive() as transaction:
+            charges = transaction.entries("charge", job_id=job_id)
+        return {int(e.body["round"]): str(e.body["told"]) for e in charges}
 
     # --- the account -------------------------------------------------------------------------------------
 

@@ -169,3 +169,35 @@ class GaussianSum:
         return (
             f"GaussianSum({self.noise}, l2_sensitivity={self.l2_sensitivity}, masked={self.mask is not None})"
         )
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class StandingSum(GaussianSum):
+    """A sum of one period of a standing question (analyses.standing).
+
+    `charged` holds a noise multiplier for each period: what it adds to the longest path. It is enough only if every
+    customer's vector follows from what this branch told before, `told`: the SHA-256 of what it remembers after this
+    period, hex, goes into the charge, and the next period begins with it. Raises ValueError on no such period.
+    """
+
+    period: int = 0
+    charged: tuple[float, ...] = ()
+    told: str = ""
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.period < len(self.charged) and self.told):
+            raise ValueError("Expected one of the periods, and what is remembered after it.")
+
+    def event_after(self, last: int | None) -> DpEvent:
+        """What this costs, `last` being the latest period that was charged, None for none: all that came since, for a
+        branch that was away has its paths go on from there. The same period again costs a sum by itself.
+
+        Raises ValueError on a period that lies behind.
+        """
+        if last == self.period:
+            return self.noise.event
+        since = 0 if last is None else last + 1
+        if since > self.period:
+            raise ValueError("Expected a period that is not behind.")
+        events = [accounting.gaussian(z) for z in self.charged[since : self.period + 1]]
+        return events[0] if len(events) == 1 else accounting.compose(events)

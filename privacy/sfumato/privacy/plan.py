@@ -14,6 +14,7 @@ from dp_accounting.dp_event import DpEvent
 
 from sfumato.common import analyses
 from sfumato.common.analyses.grouped_scores import GroupedScores
+from sfumato.common.analyses.standing import Standing
 from sfumato.common.canonical import canonical_bytes
 from sfumato.common.contract import Contract
 from sfumato.common.errors import Refusal, RefusalCode
@@ -42,6 +43,9 @@ class Ask:
     noise_multiplier: float
     sample_rate: float
     max_norm: float
+    charged: tuple[
+        float, ...
+    ] = ()  # of a standing question: what each of its periods costs, as a noise multiplier
 
     def l2_sensitivity(self, length: int) -> int:
         """Of a vector of this length, in grid steps. Gradients are summed in floating point, by a public bound on
@@ -251,9 +255,13 @@ def _analysis(job: AnalysisJob, contract: Contract, times: int) -> Plan:
     repeats = _repeats(job, rounds)
     local = times if privacy.mode == "local" else 1
     whole = accounting.calibrate_gaussian(privacy.target_epsilon, privacy.delta)
-    parts = local * (math.fsum(analysis.shares) + repeats * max(analysis.shares))
-    noise = [accounting.round_up(whole * math.sqrt(parts / share)) for share in analysis.shares]
-    events = [accounting.gaussian(z) for z in (*noise, *[min(noise)] * repeats)]
+    if isinstance(analysis, Standing):
+        noise, charged = _standing(analysis, whole, local, repeats)
+    else:
+        parts = local * (math.fsum(analysis.shares) + repeats * max(analysis.shares))
+        noise = [accounting.round_up(whole * math.sqrt(parts / share)) for share in analysis.shares]
+        charged = []
+    events = [accounting.gaussian(z) for z in (*(charged or noise), *[min(noise)] * repeats)]
     return Plan(
         times=times,
         rounds=rounds,
@@ -263,11 +271,20 @@ def _analysis(job: AnalysisJob, contract: Contract, times: int) -> Plan:
         events=MappingProxyType({"all": accounting.in_every_branch(_one_or_more(events), local)}),
         asks=MappingProxyType(
             {
-                f"round-{r}": Ask(f"round-{r}", "all", z, 1.0, analysis.max_norm(r))
+                f"round-{r}": Ask(f"round-{r}", "all", z, 1.0, analysis.max_norm(r), tuple(charged))
                 for r, z in enumerate(noise)
             }
         ),
     )
+
+
+def _standing(analysis: Standing, whole: float, local: int, repeats: int) -> tuple[list[float], list[float]]:
+    """Of each period: the noise over its longest vector, which is what a repeat costs, and over what the period adds
+    to the longest path. In the vectors' own unit the noise is the same in all periods."""
+    longest = float(analysis.paths.bounds[-1])
+    alone = [analysis.max_norm(r) ** 2 / longest for r in range(len(analysis.shares))]
+    path = accounting.round_up(whole * math.sqrt(local * (1 + repeats * max(alone))))
+    return [path / math.sqrt(a) for a in alone], [path / math.sqrt(s) for s in analysis.shares]
 
 
 def _one_or_more(events: list[DpEvent]) -> DpEvent:

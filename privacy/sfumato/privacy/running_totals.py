@@ -37,6 +37,11 @@ class OpenJob:
     charged: Curves = field(default_factory=nothing)
     sets: dict[Round, frozenset[str]] = field(default_factory=dict)
 
+    @property
+    def last_round(self) -> int | None:
+        """The highest that was charged for; None if none was."""
+        return max((round_ for round_, _ in self.sets), default=None)
+
 
 class Standing:
     """Totals over a ledger's first `size` entries. `follow` it inside each transaction that decides on them."""

@@ -19,8 +19,10 @@ from sfumato.common import analyses_listing
 from sfumato.common.contract import Contract, load_contract, validation_lines
 from sfumato.common.errors import BadInput
 from sfumato.common.job import ANY_JOB, AnyJob, load_job, sign_job
+from sfumato.server import standing
 from sfumato.server.control import ControlClient, RunState
 from sfumato.server.home import CoordinatorHome
+from sfumato.server.interrupted import job_to_resume
 from sfumato.server.query.asking import Asking, known_contract
 from sfumato.server.query.estimate import Estimate
 from sfumato.server.result import Result, require_pandas
@@ -45,14 +47,16 @@ class Connection:
         job: JobLike,
         contract: ContractLike | None = None,
         *,
-        valid_for: timedelta = timedelta(hours=24),
+        valid_for: timedelta | None = None,
     ) -> "Run":
-        """Sign a job and start it. `job`: a file, a job, or a mapping with the tables of a job file.
+        """Sign a job and start it. `job`: a file, a job, or a mapping with the tables of a job file. `valid_for`: if
+        absent a day, or of a standing question until three months after its last month.
 
         Raises BadInput on a job that is none, or that the contract does not fit; Unavailable if nobody answers.
         """
-        known = self._contract(contract)
-        signed = sign_job(read_job(job), known, self.home.job_key(), valid_for=valid_for)
+        known, read = self._contract(contract), read_job(job)
+        validity = standing.valid_for(read, known) if valid_for is None else valid_for
+        signed = sign_job(read, known, self.home.job_key(), valid_for=validity)
         with closing(ControlClient.of(self.home)) as control:
             return Run(self.home, control.submit(signed))
 
@@ -135,6 +139,15 @@ class Run:
     def result(self) -> Result:
         """What it left. Raises BadInput if it has not ended, or failed, with the reason."""
         return Result.of_run(self.home, self.id)
+
+    def resume(self) -> "Run":
+        """Go on with it where it was cut short, or ask a standing question for its next months: `sfumato job resume`.
+
+        Raises BadInput, with the reason, if there is nothing to go on with.
+        """
+        signed = job_to_resume(self.home.directory("runs"), self.id)
+        with closing(ControlClient.of(self.home)) as control:
+            return Run(self.home, control.submit(signed))
 
     def stop(self) -> None:
         """What was released stays released, and charged. Raises BadInput if it has ended."""

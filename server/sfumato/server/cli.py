@@ -154,8 +154,14 @@ def job_submit(
     contract: Annotated[Path, typer.Option(help="The data contract it is written for (TOML).")],
     home: Coordinator,
     valid_hours: Annotated[
-        float, typer.Option(min=0.01, max=24 * 31, help="The signature's validity.")
-    ] = 24.0,
+        float | None,
+        typer.Option(
+            min=0.01,
+            max=24 * 366 * 6,
+            help="The signature's validity: 24, or of a standing question until three months after its last month.",
+            show_default=False,
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option(help="Check and print the job's hash; submit nothing.")] = False,
     watch: Annotated[bool, typer.Option(help="Follow it until it ends.")] = False,
 ) -> None:
@@ -164,13 +170,13 @@ def job_submit(
     from sfumato.common.job import load_job, sign_job
     from sfumato.server.control import ControlClient
     from sfumato.server.home import CoordinatorHome
+    from sfumato.server.standing import valid_for
     from sfumato.server.watching import watch_run
 
     loaded = CoordinatorHome.load(home)
-    checked = load_job(job_file)
-    signed = sign_job(
-        checked, load_contract(contract), loaded.job_key(), valid_for=timedelta(hours=valid_hours)
-    )
+    checked, agreed = load_job(job_file), load_contract(contract)
+    validity = valid_for(checked, agreed) if valid_hours is None else timedelta(hours=valid_hours)
+    signed = sign_job(checked, agreed, loaded.job_key(), valid_for=validity)
     if dry_run:
         console.print(f"{checked.name}: epsilon {checked.privacy.target_epsilon:g}, hash {signed.job_hash}")
         return
@@ -192,7 +198,8 @@ def job_resume(
     home: Coordinator,
     watch: Annotated[bool, typer.Option(help="Follow it until it ends.")] = False,
 ) -> None:
-    """Go on with a run that was cut short, from its last finished round; what was paid for is not asked again."""
+    """Go on with a run that was cut short, or ask a standing question for its next months; what was paid for is not
+    asked again."""
     from sfumato.server.control import ControlClient
     from sfumato.server.home import CoordinatorHome
     from sfumato.server.interrupted import job_to_resume

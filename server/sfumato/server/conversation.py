@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from typing import Any, Self
 
 import numpy as np
@@ -24,6 +25,7 @@ class JobFailed(SfumatoError):
     """The job ended without a result; the message says why, in words for the risk team."""
 
     exit_code = 7
+    final = False  # no later run may go on after this
 
 
 @dataclass
@@ -43,6 +45,9 @@ class BranchRecord:
     bytes_sent: int = 0
     key: messages.KeyShare | None = None
     canaries: str = ""
+    reaches: date | None = (
+        None  # of a standing question: the day to which its data reach, since it opened the job
+    )
     heads: list[messages.LedgerHead] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:

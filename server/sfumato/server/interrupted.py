@@ -1,4 +1,5 @@
-"""Runs that were cut short: resumed by another run, given up, or left until their job expires."""
+"""Runs that were cut short, or wait for the next period: resumed by another run, given up, or left until their job
+expires."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,12 +22,13 @@ from sfumato.server.run_files import (
 
 
 def job_to_resume(runs: Path, run: int) -> SignedJob:
-    """The signed job of a run that was cut short. Raises BadInput, with the reason, if there is nothing to resume."""
+    """The signed job of a run that was cut short or waits. Raises BadInput with the reason if there is nothing to
+    resume."""
     directory = runs / str(run)
     result = read_result(directory)
     if result["state"] == "running":
         raise BadInput(f"run {run} is still running")
-    if result["state"] == "finished":
+    if result["state"] == "finished" and "waits_for" not in result:
         raise BadInput(f"run {run} has finished: there is nothing to resume")
     if not may_be_resumed(directory, result):
         raise BadInput(_why_not(runs, run, result), hint="Submit the job again.")
@@ -45,6 +47,8 @@ def _why_not(runs: Path, run: int, result: dict[str, Any]) -> str:
             return f"run {run} was resumed as run {directory.name}"
         if result.get("resumes") == int(directory.name) and may_be_resumed(directory, other):
             return f"run {run} had not begun to resume run {directory.name}: resume that one"
+    if result["state"] == "finished":
+        return f"run {run} waits for nothing any more: it was given up"
     if result["reason"] == INTERRUPTED:
         return f"run {run} has no journal: it was given up, or is older than journals"
     return f"run {run} cannot be resumed: it was not cut short, it failed ({result['reason']})"
@@ -83,7 +87,7 @@ def give_up(runs: Path, run: int) -> bool:
 
 def find_interrupted(runs: Path, ledger: Ledger) -> list[int]:
     """What a coordinator that starts finds of runs that were cut short: it says so in their results and its ledger,
-    and forgets those whose job has expired. Returns the runs that wait to be resumed.
+    and forgets those whose job has expired. Returns the runs that were cut short and wait to be resumed.
 
     Only while no executor lives.
     """
@@ -97,6 +101,6 @@ def find_interrupted(runs: Path, ledger: Ledger) -> list[int]:
         if may_be_resumed(directory, result):
             if datetime.fromisoformat(result["expires_at"]) <= moment:
                 journal.discard(directory / JOURNAL)
-            else:
+            elif result["state"] == "failed":
                 waiting.append(int(directory.name))
     return waiting

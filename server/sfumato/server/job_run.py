@@ -14,6 +14,7 @@ from pydantic import TypeAdapter
 from sfumato.common import analyses
 from sfumato.common.analyses import score_histogram
 from sfumato.common.analyses.analysis import Analysis, NoisySum, SavesModel
+from sfumato.common.analyses.standing import Standing
 from sfumato.common.errors import BadInput, SfumatoError
 from sfumato.common.job import AnalysisJob, AnyJob, ChurnNetJob, LearnerJob
 from sfumato.common.learners.bins import Schema
@@ -24,6 +25,7 @@ from sfumato.privacy.phantoms import Phantoms
 from sfumato.server.conversation import JobFailed, Weights
 from sfumato.server.learning import learn
 from sfumato.server.rounds import Rounds
+from sfumato.server.standing import behind, due
 from sfumato.server.training import Trained, train
 
 
@@ -49,6 +51,8 @@ class JobOutcome:
 class ClaimContradicted(JobFailed):
     """The running code did not do what its epsilon says: what came out is not published."""
 
+    final = True
+
     def __init__(self, evidence: tuple[audit.SumEvidence, ...], verdict: audit.Verdict) -> None:
         worst = "; ".join(
             f"{f.what}: {f.quantity} is {f.measured:.3g}, claimed {f.claimed:.3g}"
@@ -70,8 +74,8 @@ class JobRun:
 
     def run(self) -> JobOutcome:
         """Raises JobFailed with the reason; reservations at the branches are released either way, unless a later run
-        can go on where this one was cut short."""
-        started, cut_short = time.monotonic(), False
+        can go on where this one was cut short, or where a standing question waits for its next period."""
+        started, stays_open = time.monotonic(), False
         rounds, job = self.rounds, self.rounds.job
         try:
             rounds.open()
@@ -82,20 +86,27 @@ class JobRun:
                     trained = learn(rounds, job)
                 case AnalysisJob():
                     analysis, totals = _ask(rounds, job)
+                    stays_open = len(totals) < len(analysis.shares)
         except BaseException as e:
-            cut_short = rounds.can_be_resumed(e)
+            stays_open = rounds.can_be_resumed(e)
             raise
         finally:
-            if not cut_short:
+            if not stays_open:
                 with contextlib.suppress(SfumatoError):  # what it was that ended the job matters more
                     rounds.close()
         evidence = self._evidence()
         verdict = audit.assess(evidence)
         if verdict.contradicted:
+            if stays_open:
+                with contextlib.suppress(SfumatoError):
+                    rounds.close()
             raise ClaimContradicted(evidence, verdict)
         summary = self._summary(time.monotonic() - started) | {"audit": verdict.outcome}
         if not isinstance(job, AnalysisJob):
             return self._of_model(trained, job, summary, evidence)
+        if isinstance(analysis, Standing) and stays_open:
+            day = analysis.days[len(totals)]
+            summary |= {"waits_for": day.isoformat(), "behind": behind(rounds, day)}
         model = None
         if isinstance(analysis, SavesModel):
             tensors, parameters = analysis.saved(totals)
@@ -195,7 +206,8 @@ class JobRun:
 def _ask(rounds: Rounds, job: AnalysisJob) -> tuple[Analysis, list[NoisySum]]:
     analysis = analyses.build(job.kind, job.question, rounds.signed.contract)
     totals: list[NoisySum] = []
-    for round_ in range(len(analysis.shares)):
+    asked = due(rounds, analysis.days) if isinstance(analysis, Standing) else len(analysis.shares)
+    for round_ in range(asked):
         totals.append(rounds.total(round_, analysis.length(round_), analysis.ask(round_, totals)))
         rounds.report_progress("sum", round_ + 1, len(analysis.shares))
     return analysis, totals

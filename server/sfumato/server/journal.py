@@ -95,6 +95,11 @@ class Journal:
             journal.standing = _standing(head)
         return journal
 
+    @property
+    def rounds(self) -> int:
+        """How many rounds came out before this run."""
+        return len(self._kept)
+
     # --- reading -----------------------------------------------------------------------------------------
 
     def kept(self, what: What, round_: int, question: bytes) -> Kept | None:

@@ -58,8 +58,8 @@ def run_job(
 ) -> JobOutcome:
     """Run a job and leave its result, or the reason it has none, in `out_dir`. Raises JobFailed.
 
-    Where an earlier run of this very job was cut short, this one goes on from its journal. Should it be cut short
-    too, it leaves the journal where it stands, and the job open at the branches.
+    Where an earlier run of this very job was cut short or waits, this one goes on from its journal. Should it be cut
+    short too, or wait for a later period, it leaves the journal where it stands, and the job open at the branches.
 
     Jobs that earlier runs had to leave open (their coordinator was killed, a branch was away) are closed on
     the way, so that branches need not hold their reservations until they expire. At the end the branches
@@ -104,10 +104,12 @@ def run_job(
     outcome.summary.update(job, open_at=rounds.open_at)
     write_whole(out_dir / "job.json", signed.model_dump_json(indent=1).encode())
     store_outcome(out_dir, outcome)
-    discard(out_dir / JOURNAL)
-    _note_closed(rounds, out_dir)
-    verdict = outcome.summary["audit"]
-    outcome.summary["cosigned_by"] = _witnessed(rounds, ledger, cosigned, out_dir, "finished", verdict)
+    waits = "waits_for" in outcome.summary
+    if not waits:
+        discard(out_dir / JOURNAL)
+        _note_closed(rounds, out_dir)
+    verdict, state = outcome.summary["audit"], "waits" if waits else "finished"
+    outcome.summary["cosigned_by"] = _witnessed(rounds, ledger, cosigned, out_dir, state, verdict)
     report({"event": "finished", **outcome.summary})
     return outcome
 

@@ -55,6 +55,7 @@ class Rounds(Conversation):
     ) -> None:
         super().__init__(exchange, signed, report, enrolled)
         self.plan = Plan.of(signed.job, signed.contract)
+        self.stands = any(ask.charged for ask in self.plan.asks.values())
         self.slots: list[Slots] = []
         self.sums = 0  # asked for, repeats included
         self.given_back: dict[str, set[str]] = {}
@@ -117,8 +118,10 @@ class Rounds(Conversation):
 
     def can_be_resumed(self, error: BaseException) -> bool:
         """Whether a later run may go on after this: the way to the branches was cut, not the job ended. Then it is
-        not to be closed."""
+        not to be closed. A standing question outlasts a run that failed: what it has told would be lost."""
         ended = isinstance(error, RunEnded)  # by a person
+        if self.stands and isinstance(error, JobFailed):
+            return self._journal.entries > 0 and not error.final
         cut = not isinstance(error, Exception) or (isinstance(error, Unavailable) and not ended)
         return self._journal.entries > 0 and (cut or (self._resumed and not self._is_open and not ended))
 
@@ -128,7 +131,7 @@ class Rounds(Conversation):
             if isinstance(message, messages.JobOpened):
                 record = self.branches.setdefault(node, BranchRecord(name=message.branch, node_id=node))
                 record.epsilon, record.noise_multiplier = message.epsilon, message.noise_multiplier
-                record.key = message.key
+                record.key, record.reaches = message.key, message.reaches
                 record.heads.append(message.ledger)
                 self.report({"event": "opened", "branch": message.branch, "epsilon": message.epsilon})
         return answers
@@ -197,7 +200,13 @@ class Rounds(Conversation):
             self._check_fit(members, slots, std)
             self.slots.append(Slots(ask, round_, members, std, slots))
         total = fixed_point.add(sums.values())[:length]
-        return NoisySum(fixed_point.decode(total, ask.max_norm), std * math.sqrt(len(sums)))
+        answered = tuple(sorted({name for members in sums for name in members}))
+        return NoisySum(fixed_point.decode(total, ask.max_norm), std * math.sqrt(len(sums)), answered)
+
+    @property
+    def done_before(self) -> int:
+        """How many rounds came out in earlier runs of this job."""
+        return self._journal.rounds
 
     def _kept(
         self, what: messages.What, round_: int, question: messages.Question, body: Weights | None

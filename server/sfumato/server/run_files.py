@@ -9,7 +9,7 @@ checkpoint           of the coordinator's ledger after the run, with the branche
 audit.json           what came out of the phantom slots (see privacy.audit)
 job.json             the signed job, and with it the contract
 closed.json          branches that closed the job after its end; the ledger has result.json's hash, so that stays
-journal/             until the run has ended for good: what came out of its rounds, to be resumed from (see `journal`)
+journal/             until the job has ended for good: what came out of its rounds, to be resumed from (see `journal`)
 """
 
 import json
@@ -90,8 +90,10 @@ def end_interrupted(runs: Path) -> list[int]:
 
 
 def may_be_resumed(directory: Path, result: dict[str, Any]) -> bool:
-    """Whether this run was cut short and left a journal. Its branches then keep what they reserved for it."""
-    return result.get("state") == "failed" and (directory / JOURNAL / SIGNED).is_file()
+    """Whether this run was cut short, or waits for the next period of a standing question, and left a journal. Its
+    branches then keep what they reserved for it."""
+    waits = result.get("state") == "failed" or (result.get("state") == "finished" and "waits_for" in result)
+    return waits and (directory / JOURNAL / SIGNED).is_file()
 
 
 def left_open(runs: Path) -> dict[str, list[Path]]:

@@ -8,7 +8,7 @@ import hmac
 import logging
 from collections import deque
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -17,12 +17,14 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from sfumato.client.home import signer
 from sfumato.client.policy import Policy
-from sfumato.client.vault.contribution import Contributing, load_weights
+from sfumato.client.vault.contribution import Contributing, load_weights, of_news
 from sfumato.client.vault.customers import Customers, WarmData
+from sfumato.client.vault.standing import Memory, StandingAnswers
 from sfumato.client.vault.store import Store
-from sfumato.client.vault.sums import Members, SecureSums
-from sfumato.common import codec, messages
+from sfumato.client.vault.sums import Mask, Members, SecureSums
+from sfumato.common import analyses, codec, messages
 from sfumato.common.analyses import score_histogram
+from sfumato.common.analyses.standing import Standing
 from sfumato.common.codec import FrameError, Vector
 from sfumato.common.contract import Contract
 from sfumato.common.errors import Refusal, RefusalCode
@@ -36,11 +38,12 @@ from sfumato.privacy.mechanisms import (
     DpSgdTraining,
     GaussianSum,
     OneCellCounts,
+    StandingSum,
     SumNoise,
 )
 from sfumato.privacy.noise import SecureRandom
 from sfumato.privacy.phantoms import Phantoms
-from sfumato.privacy.plan import Plan
+from sfumato.privacy.plan import Ask, Plan
 from sfumato.privacy.witness import Witness
 
 log = logging.getLogger("sfumato.vault")
@@ -63,6 +66,8 @@ class Vault:
         approved: Callable[[], frozenset[str]] = frozenset,
         members: Members = dict,
         coordinator: Ed25519PublicKey | None = None,
+        memory: Memory | None = None,
+        reaches: Callable[[], date | None] = lambda: None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self.branch = branch
@@ -79,6 +84,7 @@ class Vault:
         self._jobs: dict[str, tuple[AnyJob, Plan]] = {}  # the one at hand
         self._data = WarmData(store, contract, keyring)
         self._contributing = Contributing(contract, self._data, self._rng)
+        self._standing = StandingAnswers(self._data, memory, reaches)
         self._witness = Witness(ledger, coordinator, now=now) if coordinator else None
         self._sums = SecureSums(branch, signer(keyring), policy, members)
         self._refused: deque[datetime] | None = None  # when, of the latest day
@@ -187,6 +193,7 @@ class Vault:
                 delta=privacy.delta,
                 noise_multiplier=plan.noise_multiplier,
                 key=self._sums.share(signed.job_id, signed.job, signed.job_hash),
+                reaches=self._standing.reaches if self._question(signed.job) else None,
                 ledger=self._ledger.signed_head(),
             )
         )
@@ -234,17 +241,7 @@ class Vault:
             members=len(question.members) if secure else 1,
             colluders=job.privacy.colluders if secure else 0,
         )
-        phantoms = self._phantoms(question.job_id, job)
-        contribution = self._contributing.of(
-            question.job_id, job, ask, question.round, body, question.bins, phantoms
-        )
-        mechanism = GaussianSum(
-            contribution=contribution.compute,
-            noise=noise,
-            l2_sensitivity=contribution.l2_sensitivity,
-            rng=self._rng,
-            mask=mask,
-        )
+        mechanism = self._bounded(question, job, ask, body, noise, mask)
         return self.door.release(
             mechanism,
             job_id=question.job_id,
@@ -255,6 +252,45 @@ class Vault:
             times=1 if secure else plan.times,
             members=question.members,
         ).frame
+
+    def _bounded(
+        self,
+        question: messages.Sum,
+        job: AnyJob,
+        ask: Ask,
+        body: Vector | None,
+        noise: SumNoise,
+        mask: Mask | None,
+    ) -> GaussianSum:
+        phantoms = self._phantoms(question.job_id, job)
+        standing = self._question(job)
+        if standing is None:
+            asked = self._contributing.of(
+                question.job_id, job, ask, question.round, body, question.bins, phantoms
+            )
+            return GaussianSum(asked.compute, noise, asked.l2_sensitivity, self._rng, mask)
+        if body is not None:
+            raise Refusal(RefusalCode.BAD_VECTOR)
+        told = self.door.told(question.job_id)
+        news = self._standing.news(question.job_id, standing, question.round, told)
+        asked = of_news(news, ask, standing.length(question.round), phantoms)
+        return StandingSum(
+            asked.compute,
+            noise,
+            asked.l2_sensitivity,
+            self._rng,
+            mask,
+            period=question.round,
+            charged=ask.charged,
+            told=news.digest,
+        )
+
+    def _question(self, job: AnyJob) -> Standing | None:
+        """What the job asks, if that stands."""
+        if not isinstance(job, AnalysisJob):
+            return None
+        analysis = analyses.build(job.kind, job.question, self._contract)
+        return analysis if isinstance(analysis, Standing) else None
 
     def _check_order(self, job_id: str, round_: int) -> None:
         """Never back; the last round may be asked again (the door says of whom)."""
@@ -383,6 +419,7 @@ class Vault:
         job, _ = self._opened(job_id)
         self.door.close(job_id)
         self._sums.forget(job_id)
+        self._standing.forget(job_id)
         spending = self.door.spending()
         return codec.encode(
             messages.JobClosed(

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from sfumato.client.vault.customers import WarmData
+from sfumato.client.vault.standing import News
 from sfumato.common import analyses
 from sfumato.common.analyses.grouped_scores import GroupedScores
 from sfumato.common.codec import Vector
@@ -196,9 +197,18 @@ class Contributing:
         return _exact(lambda: [grouped.contribute(*scored(), columns)], ask.max_norm, phantoms)
 
 
+def of_news(news: News, ask: Ask, length: int, phantoms: Phantoms) -> Contribution:
+    """What is new in a period of a standing question."""
+    return _exact(lambda: news.parts(_rows_at_once(length)), ask.max_norm, phantoms)
+
+
+def _rows_at_once(length: int) -> int:
+    return max(PART_NUMBERS // max(1, length), 256)
+
+
 def _parts(rows: int, length: int) -> Iterator[slice]:
     """Rows whose vectors of this length fit into memory together; one empty part of no rows."""
-    step = max(PART_NUMBERS // max(1, length), 256)
+    step = _rows_at_once(length)
     return (slice(start, start + step) for start in range(0, max(rows, 1), step))
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import date
 from functools import cached_property
 from typing import Any
 
@@ -48,7 +49,7 @@ class WarmData:
         self._keyring = keyring
         self._learners: dict[Inputs, Customers] = {}
         self._coded: tuple[Schema, Coded] | None = None
-        self._frames: dict[tuple[str, ...], Mapping[str, Any]] = {}
+        self._frames: dict[tuple[tuple[str, ...], date | None], Mapping[str, Any]] = {}
 
     def learners(self, model: Model) -> Customers:
         """All customers with their label, encoded for this model's net."""
@@ -74,19 +75,26 @@ class WarmData:
         return self._coded[1]
 
     @cached_property
+    def tokens(self) -> list[str]:
+        """The customers', in the order of `columns` and `coded`."""
+        return customer_tokens(self._store, self._contract)
+
+    @cached_property
     def holdout(self) -> npt.NDArray[np.bool_]:
         """Which customers are never trained on, in the order of `columns` and `coded`."""
-        tokens = customer_tokens(self._store, self._contract)
-        return holdout_mask(tokens, self._keyring, self._contract.holdout_fraction)
+        return holdout_mask(self.tokens, self._keyring, self._contract.holdout_fraction)
 
-    def columns(self, names: tuple[str, ...]) -> Mapping[str, Any]:
-        """These declared columns of all customers, in the clear, in one order; under HELD_OUT who is held out."""
-        if names not in self._frames:
+    def columns(self, names: tuple[str, ...], as_of: date | None = None) -> Mapping[str, Any]:
+        """These declared columns of all customers, in the clear, in one order; under HELD_OUT who is held out. As of
+        another day than the contract's, if one is given."""
+        key = names, as_of
+        if key not in self._frames:
             while len(self._frames) >= MOST_FRAMES:
                 self._frames.pop(next(iter(self._frames)))
-            frame = analysis_frame(self._store, self._contract, [n for n in names if n != HELD_OUT])
+            contract = self._contract.model_copy(update={"as_of": as_of}) if as_of else self._contract
+            frame = analysis_frame(self._store, contract, [n for n in names if n != HELD_OUT])
             columns = {n: frame.column(n) for n in frame.column_names}
             if HELD_OUT in names:
                 columns[HELD_OUT] = pa.chunked_array([pa.array(self.holdout)])
-            self._frames[names] = columns
-        return self._frames[names]
+            self._frames[key] = columns
+        return self._frames[key]

@@ -18,6 +18,7 @@ from sfumato.client.hardening import end_with_launcher, protect_memory
 from sfumato.client.home import BranchHome
 from sfumato.client.vault.answer import Vault
 from sfumato.client.vault.listener import READY, peer_uid
+from sfumato.client.vault.standing import Memory
 from sfumato.client.vault.store import Store
 from sfumato.common import codec
 from sfumato.common.codec import FrameError
@@ -87,6 +88,8 @@ def open_vault(home: BranchHome, passphrase: str) -> Vault:
         approved=lambda: approved_jobs(home),
         members=home.members,
         coordinator=home.coordinator_ledger_key(),
+        memory=Memory(home.told, keyring),
+        reaches=lambda: home.reaches(contract),
     )
 
 

@@ -42,6 +42,9 @@ class Told:
     known: Bools
     restless: Bools
 
+    def __getitem__(self, rows: slice) -> "Told":
+        return Told(self.cell[rows], self.left[rows], self.known[rows], self.restless[rows])
+
     @staticmethod
     def nothing(customers: int, changes: int) -> "Told":
         return Told(
