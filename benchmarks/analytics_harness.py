@@ -6,7 +6,7 @@ up to the same total), and the noise is drawn from the Gaussian that the discret
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,12 +22,13 @@ from sfumato.client.vault.store import Store
 from sfumato.common import analyses
 from sfumato.common.analyses.analysis import NoisySum
 from sfumato.common.contract import Contract, load_contract
+from sfumato.common.contributions import Contributions
 from sfumato.common.fixed_point import GRID, add, decode
-from sfumato.common.job import AnalysisJob
+from sfumato.common.job import AnalysisJob, Job
 from sfumato.lab.samplebank import SampleBank
 from sfumato.privacy.clipping import BoundedSum
 from sfumato.privacy.keys import EphemeralKeys
-from sfumato.privacy.plan import Plan
+from sfumato.privacy.plan import Ask, Plan
 
 DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 EPSILONS = (0.5, 1.0, 2.0)
@@ -35,6 +36,8 @@ DELTA = 1e-5
 
 Columns = Mapping[str, Any]
 Pairs = Iterator[tuple[str, Mapping[str, float], float]]  # what it is, the number shown, the truth
+Drawn = Callable[[float, np.random.Generator], Mapping[str, Any]]  # by epsilon
+_NOTHING: Mapping[str, Any] = {}
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,9 @@ class Case:
     question: Mapping[str, Any]
     branches: tuple[Columns, ...]
     pairs: Callable[[Mapping[str, Any]], Pairs]
+    drawn: Drawn | None = None  # more of the question, which an earlier job left: anew for every seed
 
-    def job(self, epsilon: float) -> AnalysisJob:
+    def job(self, epsilon: float, more: Mapping[str, Any] = _NOTHING) -> AnalysisJob:
         return AnalysisJob.model_validate(
             {
                 "name": "benchmark",
@@ -58,7 +62,7 @@ class Case:
                 "contract": self.contract.name,
                 "privacy": {"mode": "secure-sum", "target_epsilon": epsilon, "delta": DELTA, "colluders": 1},
                 "federation": {"min_branches": max(3, len(self.branches))},
-                "question": dict(self.question),
+                "question": {**self.question, **more},
             }
         )
 
@@ -90,23 +94,39 @@ class Score:
 
 
 def answers(case: Case, epsilon: float, seeds: int, *, start: int = 0) -> Iterator[dict[str, Any]]:
-    """The answers of `seeds` jobs, each with its own noise."""
-    job = case.job(epsilon)
-    analysis = analyses.build(job.kind, job.question, case.contract)
-    plan = Plan.of(job, case.contract)
-    first = _total(case, analysis, plan, 0, None)
+    """The answers of `seeds` jobs, each with its own noise; beside an answer what was drawn for its question."""
+    first: npt.NDArray[np.float64] | None = None
     for seed in range(start, start + seeds):
         rng = np.random.default_rng([seed, round(1000 * epsilon)])
+        more = case.drawn(epsilon, rng) if case.drawn else {}
+        if first is None or more:
+            job = case.job(epsilon, more)
+            analysis, plan = (
+                analyses.build(job.kind, job.question, case.contract),
+                Plan.of(job, case.contract),
+            )
+            first = _total(case, analysis, plan, 0, None)
         totals: list[NoisySum] = []
         for round_ in range(len(analysis.shares)):
             asked = analysis.ask(round_, totals)
             total = first if asked is None and round_ == 0 else _total(case, analysis, plan, round_, asked)
             ask = plan.ask(round_)
-            honest = len(case.branches) - job.privacy.colluders
-            variance = (ask.noise_multiplier * GRID * case.contract.max_branches_per_customer) ** 2
-            std = math.sqrt(variance / honest * len(case.branches)) * ask.max_norm / GRID
-            totals.append(NoisySum(total + std * rng.standard_normal(total.size), std))
-        yield analysis.read(totals)
+            totals.append(noisy(total, job, case.contract, ask, len(case.branches), rng))
+        yield {**analysis.read(totals), **more}
+
+
+def noisy(
+    total: npt.NDArray[np.float64],
+    job: Job,
+    contract: Contract,
+    ask: Ask,
+    branches: int,
+    rng: np.random.Generator,
+) -> NoisySum:
+    """A total of so many branches with its job's noise."""
+    variance = (ask.noise_multiplier * GRID * contract.max_branches_per_customer) ** 2
+    std = math.sqrt(variance / (branches - job.privacy.colluders) * branches) * ask.max_norm / GRID
+    return NoisySum(total + std * rng.standard_normal(total.size), std)
 
 
 def exact(case: Case) -> dict[str, Any]:
@@ -124,8 +144,12 @@ def _total(
     case: Case, analysis: Any, plan: Plan, round_: int, asked: npt.NDArray[np.float32] | None
 ) -> npt.NDArray[np.float64]:
     bound = plan.ask(round_).max_norm
-    sums = [BoundedSum.of(analysis.contribute(round_, c, asked), bound).total for c in case.branches]
-    return np.asarray(decode(add(s for s in sums), bound))
+    return total_of((analysis.contribute(round_, c, asked) for c in case.branches), bound)
+
+
+def total_of(contributions: Iterable[Contributions], bound: float) -> npt.NDArray[np.float64]:
+    """What the branches' contributions add up to, each customer's vector within the bound and on the grid."""
+    return np.asarray(decode(add(BoundedSum.of(c, bound).total for c in contributions), bound))
 
 
 def coverage(case: Case, epsilon: float, seeds: int) -> Score:

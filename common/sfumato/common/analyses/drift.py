@@ -7,7 +7,7 @@ Reading        For each column both distributions over the bins, and the populat
                stable, from 0.25 on it has shifted; a verdict needs the whole interval on its side.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from typing import Any
@@ -17,7 +17,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
 from sfumato.common.analyses.analysis import Analysis, NoisySum
-from sfumato.common.analyses.estimates import LEVEL, REACH, number
+from sfumato.common.analyses.estimates import LEVEL, REACH, Number, number, quotient
 from sfumato.common.contract import Contract
 from sfumato.common.contributions import Cells
 from sfumato.common.learners.bins import Column, Schema
@@ -76,45 +76,87 @@ class Drift:
     def read(self, totals: list[NoisySum]) -> dict[str, Any]:
         """{"level", "customers", "drift": [{"column", "psi", "verdict", "bins": [{"bin", "then", "now"}]}]}, the
         column that moved most first; shares of customers then and now."""
-        total = totals[0]
+        total, sizes = totals[0], self.schema.cardinalities
         parts = np.split(total.values, self._starts[1:-1])
-        # Every column counts the same customers: their mean, each weighed by its noise.
-        weights = np.array([1 / len(p) for p in parts])
-        customers = float(np.dot(weights, [p.sum() for p in parts]) / weights.sum())
-        reach = REACH * total.std / sqrt(weights.sum())
+        now = _Counted.of(parts, [np.full(n, total.std) for n in sizes])
+        columns = self.schema.columns
+        then = _Counted.of([np.array(c.counts) for c in columns], [np.array(c.stds) for c in columns])
         found = [
-            _drift(column, words.bins, now, total.std)
-            for column, words, now in zip(self.schema.columns, of_schema(self.schema), parts, strict=True)
+            _drift(column, words.bins, then.column(f), now.column(f))
+            for f, (column, words) in enumerate(zip(columns, of_schema(self.schema), strict=True))
         ]
+        reach = REACH * sqrt(now.variance)
         return {
             "level": LEVEL,
-            "customers": number(customers, customers - reach, customers + reach),
+            "customers": number(now.customers, now.customers - reach, now.customers + reach),
             "drift": sorted(found, key=lambda d: -d["psi"]["value"]),
         }
 
 
-def _drift(column: Column, words: tuple[str, ...], now: Floats, std: float) -> dict[str, Any]:
-    then, then_std = np.array(column.counts), np.array(column.stds)
-    shares = [_shares(then, then_std), _shares(now, np.full(len(now), std))]
-    psi = information(*(s for s, _ in shares), *(e for _, e in shares))
-    verdict = "stable" if psi.high < STABLE else "shifted" if psi.low >= SHIFTED else "cannot tell"
-    if psi.low >= STABLE and psi.high < SHIFTED:
+@dataclass(frozen=True)
+class _Bins:
+    """A column's counts that add up to the customers: each one's noise by itself, and its part of the sum's."""
+
+    counts: Floats
+    std: Floats
+    part: Floats
+    customers: float
+    variance: float
+
+    def share(self, b: int) -> Number:
+        """Of all customers, with Fieller's interval (1954)."""
+        shared = float(self.part[b]) * self.variance
+        own = float(self.std[b] ** 2 * (1 - self.part[b]) + self.part[b] * shared)
+        return quotient(float(self.counts[b]), self.customers, own, self.variance, shared)
+
+    @property
+    def distribution(self) -> tuple[Floats, Floats]:
+        """Shares, none of them nothing, and the noise of each by itself."""
+        kept = np.maximum(self.counts, FEWEST)
+        return kept / kept.sum(), self.std / kept.sum()
+
+
+@dataclass(frozen=True)
+class _Counted:
+    """Counts of the same customers by several columns, made to agree on how many there are: least squares."""
+
+    counts: Sequence[Floats]
+    stds: Sequence[Floats]
+    customers: float
+    variance: float
+
+    @staticmethod
+    def of(counts: Sequence[Floats], stds: Sequence[Floats]) -> "_Counted":
+        weights = np.array([1 / max(float((s**2).sum()), 1e-300) for s in stds])
+        customers = float(np.dot(weights, [c.sum() for c in counts]) / weights.sum())
+        return _Counted(counts, stds, customers, 1 / float(weights.sum()))
+
+    def column(self, f: int) -> _Bins:
+        counts, std = self.counts[f], self.stds[f]
+        part = std**2 / max(float((std**2).sum()), 1e-300)
+        return _Bins(
+            counts + part * (self.customers - counts.sum()), std, part, self.customers, self.variance
+        )
+
+
+def _drift(column: Column, words: tuple[str, ...], then: _Bins, now: _Bins) -> dict[str, Any]:
+    (p, p_std), (q, q_std) = then.distribution, now.distribution
+    psi = information(p, q, p_std, q_std, (then.part, now.part))
+    rise = _if_empty(then, q) ** 2 + _if_empty(now, p) ** 2
+    high = psi.value + sqrt((psi.high - psi.value) ** 2 + rise)
+    verdict = "stable" if high < STABLE else "shifted" if psi.low >= SHIFTED else "cannot tell"
+    if psi.low >= STABLE and high < SHIFTED:
         verdict = "moved"
-    bins = [
-        {
-            "bin": word,
-            **{
-                when: number(s[b], s[b] - REACH * e[b], s[b] + REACH * e[b], 1.0)
-                for when, (s, e) in zip(("then", "now"), shares, strict=True)
-            },
-        }
-        for b, word in enumerate(words)
-    ]
-    psi_number = number(psi.value, psi.low, psi.high)
+    bins = [{"bin": word, "then": then.share(b), "now": now.share(b)} for b, word in enumerate(words)]
+    psi_number = number(psi.value, psi.low, high)
     return {"column": column.name, "psi": psi_number, "verdict": verdict, "bins": bins}
 
 
-def _shares(counts: Floats, std: Floats) -> tuple[Floats, Floats]:
-    """Of the whole, none of them nothing, and their noise."""
-    kept = np.maximum(counts, FEWEST)
-    return kept / kept.sum(), std / kept.sum()
+def _if_empty(bins: _Bins, other: Floats) -> float:
+    """By how much the index were higher if the bins that noise drowns had nobody, which no slope of its logarithm
+    would say: root of the squares."""
+    shares, std = bins.distribution
+    drowned = (shares < REACH * std) & (shares < other)
+    x, y = shares[drowned], other[drowned]
+    nobody = np.minimum(x, FEWEST / max(bins.customers, 1.0))
+    return float(np.linalg.norm((nobody - y) * np.log(nobody / y) - (x - y) * np.log(x / y)))

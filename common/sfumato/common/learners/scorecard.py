@@ -208,18 +208,25 @@ def evidence(counts: Floats, std: Floats) -> tuple[list[Estimate], Estimate]:
     return woes, information(good / all_good, bad / all_bad, std / all_good, std / all_bad)
 
 
-def information(p: Floats, q: Floats, p_std: Floats, q_std: Floats) -> Estimate:
-    """IV of two distributions over bins, whose entries carry noise of these standard deviations."""
+def information(
+    p: Floats, q: Floats, p_std: Floats, q_std: Floats, spread: tuple[Floats, Floats] | None = None
+) -> Estimate:
+    """IV of two distributions over bins, whose entries carry noise of these standard deviations.
+
+    All entries add up to 1: `spread` says of both which part of the others' noise each entry took for that. Where
+    counts were divided by their sum it is the entry itself; of counts that least squares made add up to a better
+    known sum it is the entry's part of the variance.
+    """
     value = float(((p - q) * np.log(p / q)).sum())
     # A bin of less than its noise bends by the noise's own size, not by its own.
     p_floor, q_floor = np.maximum(p, p_std), np.maximum(q, q_std)
     bend_p, bend_q = 1 / p_floor + q_floor / p_floor**2, 1 / q_floor + p_floor / q_floor**2
-    # The entries add up to 1, so each takes a part of every other's noise.
-    left_p, left_q = (s**2 * (1 - 2 * x) + (s**2).sum() * x**2 for x, s in ((p, p_std), (q, q_std)))
+    p_part, q_part = spread or (p, q)
+    left_p, left_q = (s**2 * (1 - 2 * x) + (s**2).sum() * x**2 for x, s in ((p_part, p_std), (q_part, q_std)))
     bias = 0.5 * float((bend_p * left_p + bend_q * left_q).sum())
     ratio = np.log(p_floor / q_floor)
     slope_p, slope_q = ratio + 1 - q_floor / p_floor, 1 - ratio - p_floor / q_floor
-    slope_p, slope_q = slope_p - (p * slope_p).sum(), slope_q - (q * slope_q).sum()
+    slope_p, slope_q = slope_p - (p_part * slope_p).sum(), slope_q - (q_part * slope_q).sum()
     linear = float(((p_std * slope_p) ** 2 + (q_std * slope_q) ** 2).sum())
     bent = 0.5 * float((p_std**4 * bend_p**2 + q_std**4 * bend_q**2).sum())
     reach = REACH * sqrt(linear + bent)
