@@ -304,9 +304,10 @@ def test_an_internal_error_leaves_a_code_and_no_text(branch: Branch, monkeypatch
     def fail(*_: Any) -> None:
         raise ValueError(SECRET)
 
-    for target in ("_phantoms", "_size", "_opened"):
+    vault = branch.vault
+    for owner, target in ((vault, "_phantoms"), (vault._training, "size"), (vault, "_opened")):
         with monkeypatch.context() as patched:
-            patched.setattr(branch.vault, target, fail)
+            patched.setattr(owner, target, fail)
             answer = branch.vault.answer(codec.encode(train(job_id, 1), branch.weights))
         expected = {"version": 1, "type": "refused", "code": "internal", "requested": None, "remaining": None}
         head = json.loads(answer[codec.PREFIX.size :])

@@ -11,33 +11,27 @@ from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from sfumato.client.home import signer
 from sfumato.client.policy import Policy
-from sfumato.client.vault.contribution import Contributing, load_weights, of_news
-from sfumato.client.vault.customers import Customers, WarmData
+from sfumato.client.vault.contribution import Contributing, of_news
+from sfumato.client.vault.customers import WarmData
+from sfumato.client.vault.local_training import LocalTraining
 from sfumato.client.vault.standing import Memory, StandingAnswers
 from sfumato.client.vault.store import Store
 from sfumato.client.vault.sums import Mask, Members, SecureSums
 from sfumato.common import analyses, codec, messages
-from sfumato.common.analyses import score_histogram
 from sfumato.common.analyses.standing import Standing
 from sfumato.common.codec import FrameError, Vector
 from sfumato.common.contract import Contract
 from sfumato.common.errors import Refusal, RefusalCode
 from sfumato.common.job import ANY_JOB, AnalysisJob, AnyJob, ChurnNetJob, Job, SignedJob
-from sfumato.common.learners import churn_net
-from sfumato.privacy.door import Door, Released
+from sfumato.privacy.door import Door
 from sfumato.privacy.keys import Keyring
-from sfumato.privacy.ledger import Entry, Ledger
+from sfumato.privacy.ledger import Ledger
 from sfumato.privacy.mechanisms import (
-    DiscreteLaplaceHistogram,
-    DpSgdTraining,
     GaussianSum,
-    OneCellCounts,
     StandingSum,
     SumNoise,
 )
@@ -85,6 +79,7 @@ class Vault:
         self._data = WarmData(store, contract, keyring)
         self._contributing = Contributing(contract, self._data, self._rng)
         self._standing = StandingAnswers(self._data, memory, reaches)
+        self._training = LocalTraining(contract, self._data, self.door, ledger, self._rng)
         self._witness = Witness(ledger, coordinator, now=now) if coordinator else None
         self._sums = SecureSums(branch, signer(keyring), policy, members)
         self._refused: deque[datetime] | None = None  # when, of the latest day
@@ -306,73 +301,17 @@ class Vault:
     # --- local training ----------------------------------------------------------------------------------
 
     def _train(self, question: messages.Train, body: Vector | None, frame: bytes) -> bytes:
-        from sfumato.privacy import dpsgd  # opacus doubles the time in which a vault comes up
-
         job, plan = self._local(question.job_id)
-        self._check_round(question.job_id, question.round, job.training.rounds)
-        net = churn_net.build(self._contract, job.model, job.training.seed)
-        load_weights(net, body)
-        customers = self._data.learners(job.model)
-        size = max(1, int(self._size(question.job_id, customers, plan).vector[0]))
-        encoded, labels = customers.training
         phantoms = self._phantoms(question.job_id, job)
-
-        def train() -> npt.NDArray[np.float32]:
-            state = dpsgd.train(
-                net,
-                encoded,
-                labels,
-                steps=job.training.local_steps,
-                sample_rate=job.training.sample_rate,
-                noise_multiplier=plan.noise_multiplier,
-                max_grad_norm=job.training.max_grad_norm,
-                learning_rate=job.training.learning_rate,
-                optimizer=job.training.optimizer,
-                proximal_mu=job.training.proximal_mu if job.training.strategy == "fedprox" else 0.0,
-                expected_batch_size=max(1.0, job.training.sample_rate * size),
-                rng=self._rng,
-                phantoms=phantoms,
-            )
-            return np.concatenate([churn_net.flatten(net), state.phantoms.astype(np.float32)])
-
-        mechanism = DpSgdTraining(
-            plan.noise_multiplier, job.training.sample_rate, job.training.local_steps, train
-        )
-        return self.door.release(
-            mechanism,
-            job_id=question.job_id,
-            round_=question.round,
-            what="weights",
-            population="training",
-            question=frame,
-            times=plan.times,
-        ).frame
+        return self._training.train(question, body, frame, job, plan, phantoms).frame
 
     def _evaluate(self, question: messages.Evaluate, body: Vector | None, frame: bytes) -> bytes:
         job, plan = self._local(question.job_id)
-        if question.round != job.training.rounds:  # the plan pays for one evaluation, of the final weights
-            raise Refusal(RefusalCode.ROUND_OUT_OF_ORDER)
-        net = churn_net.build(self._contract, job.model, job.training.seed)
-        load_weights(net, body)
-        customers = self._data.learners(job.model)
-        logits = churn_net.logits(net, customers.encoded.take(customers.holdout))
-        cells = score_histogram.cells(logits, customers.labels[customers.holdout], job.evaluation.bins)
-        mechanism = DiscreteLaplaceHistogram(
-            OneCellCounts.of(cells, 2 * job.evaluation.bins), plan.evaluation_scale, self._rng
-        )
-        return self.door.release(
-            mechanism,
-            job_id=question.job_id,
-            round_=question.round,
-            what="score-histogram",
-            population="holdout",
-            question=frame,
-            times=plan.times,
-        ).frame
+        return self._training.evaluate(question, body, frame, job, plan).frame
 
     def _count(self, question: messages.Count) -> bytes:
         job, plan = self._local(question.job_id)
-        return self._size(question.job_id, self._data.learners(job.model), plan).frame
+        return self._training.size(question.job_id, job, plan).frame
 
     def _local(self, job_id: str) -> tuple[ChurnNetJob, Plan]:
         """The job, if it is one that each branch trains by itself. Raises Refusal."""
@@ -380,20 +319,6 @@ class Vault:
         if not isinstance(job, ChurnNetJob) or job.privacy.mode != "local":
             raise Refusal(RefusalCode.ROUND_OUT_OF_ORDER)
         return job, plan
-
-    def _size(self, job_id: str, customers: Customers, plan: Plan) -> Released:
-        """The noisy number of training customers: charged once a job, it scales the mean and weighs FedAvg."""
-        counts = OneCellCounts.of(np.zeros(int((~customers.holdout).sum()), dtype=np.int64), 1)
-        mechanism = DiscreteLaplaceHistogram(counts, plan.size_scale, self._rng)
-        return self.door.release(
-            mechanism,
-            job_id=job_id,
-            round_=0,
-            what="size",
-            population="training",
-            question=b"size",
-            times=plan.times,
-        )
 
     # --- the end of a job --------------------------------------------------------------------------------
 
@@ -405,15 +330,6 @@ class Vault:
         return codec.encode(
             messages.Cosigned(branch=self.branch, signature=line, ledger=self._ledger.signed_head())
         )
-
-    def _check_round(self, job_id: str, round_: int, rounds: int) -> None:
-        """Never back, never beyond the plan. Skipping is allowed: a branch that was away may come back."""
-        done = max((e.body["round"] for e in self._rounds(job_id)), default=0)
-        if not done <= round_ <= rounds:
-            raise Refusal(RefusalCode.ROUND_OUT_OF_ORDER)
-
-    def _rounds(self, job_id: str) -> list[Entry]:
-        return [e for e in self._ledger.entries("charge", job_id=job_id) if e.body["what"] == "weights"]
 
     def _close(self, job_id: str) -> bytes:
         job, _ = self._opened(job_id)
