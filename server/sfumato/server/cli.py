@@ -243,8 +243,10 @@ def job_list(home: Coordinator) -> None:
     """The latest runs: state, job, when, and why one failed."""
     from sfumato.server.control import ControlClient
     from sfumato.server.home import CoordinatorHome
+    from sfumato.server.run_files import run_directory, waits_for
 
-    control = ControlClient.of(CoordinatorHome.load(home))
+    loaded = CoordinatorHome.load(home)
+    control = ControlClient.of(loaded)
     try:
         runs = control.list_runs()
     finally:
@@ -252,6 +254,8 @@ def job_list(home: Coordinator) -> None:
     table = Table("run", "job", "state", "submitted", "why", box=None)
     for run in runs:
         state = run.sub_status if run.finished else run.status
+        if day := waits_for(run_directory(loaded, run.run_id)):
+            state = f"waits for {day}"
         table.add_row(str(run.run_id), _job_name(run.job), state, _short_time(run.submitted_at), run.details)
     console.print(table)
 

@@ -96,6 +96,14 @@ def may_be_resumed(directory: Path, result: dict[str, Any]) -> bool:
     return waits and (directory / JOURNAL / SIGNED).is_file()
 
 
+def waits_for(directory: Path) -> str | None:
+    """The day for which a standing question waits, if this is the run to be resumed then."""
+    if not directory.is_dir():
+        return None
+    result = read_result(directory)
+    return str(result["waits_for"]) if "waits_for" in result and may_be_resumed(directory, result) else None
+
+
 def left_open(runs: Path) -> dict[str, list[Path]]:
     """Jobs that branches may still hold a reservation for, by id, with their runs: not closed everywhere, not yet
     expired, and not waiting to be resumed."""

@@ -110,4 +110,9 @@ def watch_run(
     if last["event"] == "failed":
         hint = f"Go on with it: sfumato job resume {run_id}" if last.get("resumable") else ""
         raise JobFailed(f"run {run_id} failed: {last['reason']}", hint=hint)
+    if "waits_for" in last:
+        console.print(
+            f"The months until now are told. It waits for data until {last['waits_for']} "
+            f"(not yet at: {', '.join(last['behind'])}); then: sfumato job resume {run_id}"
+        )
     return last

@@ -122,8 +122,9 @@ class StandingTrend:
                 yield f"{day}: not all branches that had answered before did, so that month is not shown."
         if self.changes is not None:
             yield f"Noise is alike in neighbouring months (correlation {self.paths.alike:.2f})."
-            yield f"The restless would have changed more than {self.changes} times: from then on they count where"
-            yield "they were told to be, until they leave. No count is off by more than there are of them."
+            changes = f"{self.changes} times" if self.changes > 1 else "once"
+            yield f"The restless would have changed more than {changes}; they count where they were told to be."
+            yield "No count is off by more than there are of them."
 
 
 @dataclass(frozen=True)
