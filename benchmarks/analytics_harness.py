@@ -20,7 +20,7 @@ from sfumato.client.features import analysis_frame
 from sfumato.client.ingest.load import ingest, open_source
 from sfumato.client.vault.store import Store
 from sfumato.common import analyses
-from sfumato.common.analyses.analysis import NoisySum
+from sfumato.common.analyses.analysis import NoisySum, SavesModel
 from sfumato.common.contract import Contract, load_contract
 from sfumato.common.contributions import Contributions
 from sfumato.common.fixed_point import GRID, add, decode
@@ -94,7 +94,8 @@ class Score:
 
 
 def answers(case: Case, epsilon: float, seeds: int, *, start: int = 0) -> Iterator[dict[str, Any]]:
-    """The answers of `seeds` jobs, each with its own noise; beside an answer what was drawn for its question."""
+    """The answers of `seeds` jobs, each with its own noise. Beside an answer what was drawn for its question and,
+    where it is a model, too, `saved` to be called for that."""
     first: npt.NDArray[np.float64] | None = None
     for seed in range(start, start + seeds):
         rng = np.random.default_rng([seed, round(1000 * epsilon)])
@@ -112,7 +113,8 @@ def answers(case: Case, epsilon: float, seeds: int, *, start: int = 0) -> Iterat
             total = first if asked is None and round_ == 0 else _total(case, analysis, plan, round_, asked)
             ask = plan.ask(round_)
             totals.append(noisy(total, job, case.contract, ask, len(case.branches), rng))
-        yield {**analysis.read(totals), **more}
+        model = {"saved": partial(analysis.saved, totals)} if isinstance(analysis, SavesModel) else {}
+        yield {**analysis.read(totals), **more, **model}
 
 
 def noisy(

@@ -15,10 +15,12 @@ from learner_sets import path_of, read
 from rounds import rounds_of
 from sklearn.cluster import KMeans
 
+from sfumato.common.analyses.segments import Question
 from sfumato.common.learners.encoding import Encoder
-from sfumato.common.learners.segments import Question, Segmentation, assign
+from sfumato.common.learners.segments import Segmentation, assign
 
 SETS = ("bank_churners", "telco_ibm", "bank_marketing", "credit_default_tw")
+LEFT = 1 - Question().inputs_share  # of the budget: the last sum says who is in each segment
 BARS = {4: 1.03, 6: 1.06}  # at epsilon 1
 
 
@@ -59,18 +61,23 @@ def main() -> int:
         numbers = Numbers.of(name)
         frame = {"numeric": numbers.values}
         free = [
-            rounds_of(Segmentation(numbers.names, Question()), frame, options.epsilon, s, options.branches)
+            rounds_of(
+                Segmentation(numbers.names, Question()),
+                frame,
+                options.epsilon,
+                s,
+                options.branches,
+                share=LEFT,
+            )
             for s in range(options.seeds)
         ]
-        taken = [
-            Segmentation(numbers.names, Question()).read(totals)["chosen"]["segments"] for totals in free
-        ]
+        taken = [Segmentation(numbers.names, Question()).chosen(totals)["segments"] for totals in free]
         for k in options.segments:
             plain = KMeans(k, n_init=10, random_state=0).fit(numbers.values).inertia_
             model = Segmentation(numbers.names, Question(segments=k))
             ratios = []
             for seed in range(options.seeds):
-                totals = rounds_of(model, frame, options.epsilon, seed, options.branches)
+                totals = rounds_of(model, frame, options.epsilon, seed, options.branches, share=LEFT)
                 ratios.append(numbers.inertia(model.centres(totals).astype(np.float64)) / plain)
             mean, bar = float(np.mean(ratios)), BARS.get(k) if options.epsilon == 1 else None
             verdict = "" if bar is None else f"{bar:.2f} {'MISSED' if mean > bar else 'kept'}"

@@ -3,8 +3,9 @@
 Question       How many segments (or: up to how many, the best number chosen), over numbers scaled to [-1, 1].
 Contribution   Round 0: one bin a number, l2 norm sqrt(G). Round 1: one public micro-cell a customer, and there a
                count, how far the customer lies from the cell's middle, and the square of that; cut to norm 1.
-               Then Lloyd's steps: the same against the nearest centre, cut to norm 1.
-Reading        Centres with intervals, sizes, and what number of segments was chosen and why.
+               Then Lloyd's steps: count and way against the nearest centre, cut to norm 1.
+Reading        Centres, and what number of segments was chosen and why. Who is in a segment, another sum says
+               (analyses.segment_members): the last step's own counts are of the centres before it.
 
 Micro-cells follow the noisy histograms of round 0, which know no joint value: they are products of intervals, more of
 them where a number varies more. Weighted k-means over the cells is free, and so are its restarts and every number of
@@ -23,7 +24,6 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from sfumato.common.analyses.analysis import NoisySum
-from sfumato.common.analyses.estimates import LEVEL, REACH, number
 from sfumato.common.contributions import Cells, Contributions, Rows
 from sfumato.common.learners.kmeans import BINS, MOST_INTERVALS, Choice, Cuts, assign, choose, kmeans
 
@@ -31,7 +31,8 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Asked = npt.NDArray[np.float32]
 
-PARTS = (0.6, 0.78, 0.17)  # of a row's norm: for the count, for the way from the middle, for its square
+CELL_PARTS = (0.6, 0.78, 0.17)  # of a row's norm: for the count, for the way from the middle, for its square
+STEP_PARTS = (0.6, 0.8)  # for the count and the way from the centre
 REACHES = 2.0  # how many root mean squares around its centre a customer is listened to
 
 
@@ -59,15 +60,13 @@ class Question(BaseModel):
 
 @dataclass(frozen=True)
 class Moments:
-    """Per group: noisy count [k], sum of what lies between customers and the group's middle [k, G]; and in all the
-    squares of that. With the standard deviations of their noise."""
+    """Per group: noisy count [k], sum of what lies between customers and the group's middle [k, G]. With the standard
+    deviations of their noise."""
 
     counts: Floats
     ways: Floats
-    squares: float
     count_std: float
     way_std: float
-    square_std: float
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,7 @@ class Segmentation:
         return (q.histogram_share, q.cells_share, *[step] * q.steps)
 
     @property
-    def _most(self) -> int:
+    def most(self) -> int:
         return self.question.segments or self.question.most
 
     def max_norm(self, round_: int) -> float:
@@ -120,7 +119,9 @@ class Segmentation:
     def length(self, round_: int) -> int:
         if round_ == 0:
             return len(self.names) * BINS
-        return (self.question.cells if round_ == 1 else self._most) * (1 + len(self.names)) + 1
+        if round_ == 1:
+            return self.question.cells * (1 + len(self.names)) + 1
+        return self.most * (1 + len(self.names))
 
     # --- one customer ----------------------------------------------------------------------------------
 
@@ -138,12 +139,14 @@ class Segmentation:
             portions = self._portions_of(asked)
             bins, each = _bin(values), np.arange(len(self.names))
             group = portions.interval[each, bins] @ portions.strides[:-1]
-            way, radius, groups = values - portions.middle[each, bins], portions.radius, self.question.cells
-        else:
-            centres = self._centres_of(asked)
-            group = assign(values, centres.places)
-            way, radius, groups = values - centres.places[group], centres.radius, self._most
-        return Rows(_rows(group, way / radius, groups))
+            way = _shortened((values - portions.middle[each, bins]) / portions.radius)
+            count, far, square = CELL_PARTS
+            squares = square * (way**2).sum(axis=1, keepdims=True)
+            return Rows(np.hstack([_rows(group, way, self.question.cells, (count, far)), squares]))
+        centres = self._centres_of(asked)
+        group = assign(values, centres.places)
+        way = _shortened((values - centres.places[group]) / centres.radius)
+        return Rows(_rows(group, way, self.most, STEP_PARTS))
 
     def _portions_of(self, asked: Asked | None) -> Portions:
         size = len(self.names) * BINS
@@ -166,13 +169,13 @@ class Segmentation:
         return Portions(whole, middle, float(numbers[0]))
 
     def _centres_of(self, asked: Asked | None) -> Centres:
-        size = 2 + self._most * len(self.names)
+        size = 2 + self.most * len(self.names)
         if asked is None or asked.shape != (size,) or not np.isfinite(asked).all() or asked[1] <= 0:
             raise ValueError(f"Expected {size} finite numbers, and a radius above zero.")
-        if asked[0] not in range(1, self._most + 1) or (np.abs(asked[2:]) > 1).any():
-            raise ValueError(f"Expected 1 to {self._most} centres in [-1, 1].")
+        if asked[0] not in range(1, self.most + 1) or (np.abs(asked[2:]) > 1).any():
+            raise ValueError(f"Expected 1 to {self.most} centres in [-1, 1].")
         numbers = asked.astype(np.float64)
-        places = numbers[2:].reshape(self._most, len(self.names))[: int(asked[0])]
+        places = numbers[2:].reshape(self.most, len(self.names))[: int(asked[0])]
         return Centres(places, float(numbers[1]))
 
     # --- the coordinator -------------------------------------------------------------------------------
@@ -186,7 +189,7 @@ class Segmentation:
             parts = [[portions.radius], portions.interval.ravel(), portions.middle.ravel()]
         else:
             centres = self._centres(totals[:round_])
-            padding = np.zeros((self._most - len(centres.places)) * len(self.names))
+            padding = np.zeros((self.most - len(centres.places)) * len(self.names))
             parts = [[len(centres.places), centres.radius], centres.places.ravel(), padding]
         return np.concatenate([np.asarray(p, dtype=np.float32) for p in parts])
 
@@ -214,16 +217,14 @@ class Segmentation:
             np.stack([i for i, _ in cut]), np.stack([m for _, m in cut]), REACHES * sqrt(spread + 1e-6)
         )
 
-    def _moments(self, total: NoisySum, groups: int, radius: float) -> Moments:
-        count, way, square = PARTS
-        counts, rest = total.values[:groups] / count, total.values[groups:]
+    def _moments(self, total: NoisySum, groups: int, radius: float, parts: tuple[float, float]) -> Moments:
+        count, way = parts
+        counts, ways = np.split(total.values[: groups * (1 + len(self.names))], [groups])
         return Moments(
-            counts,
-            rest[:-1].reshape(groups, -1) * (radius / way),
-            max(float(rest[-1]) * radius**2 / square, 0.0),
+            counts / count,
+            ways.reshape(groups, -1) * (radius / way),
             total.std / count,
             total.std * radius / way,
-            total.std * radius**2 / square,
         )
 
     def _points(self, totals: Sequence[NoisySum]) -> tuple[Floats, Floats, float]:
@@ -231,7 +232,8 @@ class Segmentation:
         are [c], and the squares inside the cells, of everyone."""
         portions = self._portions(totals[0])
         strides = portions.strides
-        moments = self._moments(totals[1], self.question.cells, portions.radius)
+        moments = self._moments(totals[1], self.question.cells, portions.radius, CELL_PARTS[:2])
+        squares = max(float(totals[1].values[-1]) * portions.radius**2 / CELL_PARTS[2], 0.0)
         cell = np.arange(strides[-1])
         interval = cell[:, None] // strides[:-1] % (portions.interval.max(axis=1) + 1)
         middles = np.stack(
@@ -250,9 +252,7 @@ class Segmentation:
         if not kept.any():
             kept = counts >= counts.max()
         people = np.maximum(counts[kept], 1.0)
-        inside = max(
-            moments.squares - float((people * ((places - middles)[kept] ** 2).sum(axis=1)).sum()), 0.0
-        )
+        inside = max(squares - float((people * ((places - middles)[kept] ** 2).sum(axis=1)).sum()), 0.0)
         return np.clip(places[kept], -1, 1), people, inside
 
     @cached_property
@@ -281,7 +281,7 @@ class Segmentation:
 
     def _moved(self, centres: Centres, total: NoisySum) -> Centres:
         """Each centre goes to its customers' average, if it has more of them than noise."""
-        moments = self._moments(total, self._most, centres.radius)
+        moments = self._moments(total, self.most, centres.radius, STEP_PARTS)
         k = len(centres.places)
         enough = moments.counts[:k] >= max(3 * moments.count_std, 0.5)
         move = moments.ways[:k] / np.where(enough, moments.counts[:k], 1.0)[:, None]
@@ -298,66 +298,36 @@ class Segmentation:
         """The segments, largest first by the counts of the last step; before the first step, as they came."""
         if len(totals) < 3:
             return np.arange(k)
-        counts = self._moments(totals[-1], self._most, 1.0).counts[:k]
+        counts = self._moments(totals[-1], self.most, 1.0, STEP_PARTS).counts[:k]
         return np.argsort(-counts, kind="stable")
 
-    def read(self, totals: list[NoisySum]) -> dict[str, Any]:
-        """{"names", "level", "chosen": {"segments", "of": [{"segments", "inertia", "score"}]}, "inertia",
-        "segments": [{"customers", "share", "centre": {name: {"value", "low", "high"}}}]}, largest first; centres in
-        [-1, 1]. Sizes and inertia are those before the last step."""
-        choice, _ = self._start(totals)
-        before, after = self._centres(totals[:-1]), self._centres(totals)
-        moments = self._moments(totals[-1], self._most, before.radius)
-        k = len(after.places)
-        counts, everyone = np.maximum(moments.counts[:k], 1.0), max(float(moments.counts[:k].sum()), 1.0)
-        reach = REACH * moments.count_std
-        segments = []
-        for j in self._by_size(totals, k).tolist():
-            error = REACH * moments.way_std / counts[j]
-            value = float(moments.counts[j])
-            segments.append(
-                {
-                    "customers": number(value, value - reach, value + reach),
-                    "share": number(
-                        value / everyone, (value - reach) / everyone, (value + reach) / everyone, 1.0
-                    ),
-                    "centre": {
-                        name: {"value": c, "low": max(c - error, -1.0), "high": min(c + error, 1.0)}
-                        for name, c in zip(self.names, after.places[j].tolist(), strict=True)
-                    },
-                }
-            )
-        spread = REACH * moments.square_std
-        return {
-            "names": list(self.names),
-            "level": LEVEL,
-            "chosen": {
-                "segments": choice.segments,
-                "of": [
-                    {"segments": n, "inertia": i, "score": choice.score.get(n)}
-                    for n, i in choice.inertia.items()
-                ],
-            },
-            "inertia": number(moments.squares, moments.squares - spread, moments.squares + spread),
-            "segments": segments,
-        }
+    def chosen(self, totals: Sequence[NoisySum]) -> dict[str, Any]:
+        """{"segments", "of": [{"segments", "inertia", "score"}]}: how many, and by what. Both are read from the
+        micro-cells, to choose by; lower is better."""
+        choice, centres = self._start(totals)
+        tried = [
+            {"segments": n, "inertia": i, "score": choice.score.get(n)} for n, i in choice.inertia.items()
+        ]
+        return {"segments": len(centres.places), "of": tried}
 
 
 def _bin(values: Floats) -> Ints:
     return np.minimum(((values + 1) * (BINS / 2)).astype(np.int64), BINS - 1)
 
 
-def _rows(group: Ints, way: Floats, groups: int) -> Floats:
-    """[counts | ways, group after group | squares], of norm 1 at most."""
-    count, far, square = PARTS
+def _shortened(way: Floats) -> Floats:
+    """Of length 1 at most."""
+    return np.asarray(way / np.maximum(np.sqrt((way**2).sum(axis=1)), 1.0)[:, None])
+
+
+def _rows(group: Ints, way: Floats, groups: int, parts: tuple[float, float]) -> Floats:
+    """[counts | ways, group after group]."""
+    count, far = parts
     n, dims = way.shape
-    length = np.sqrt((way**2).sum(axis=1))
-    shorter = way / np.maximum(length, 1.0)[:, None]
-    rows = np.zeros((n, groups * (1 + dims) + 1))
+    rows = np.zeros((n, groups * (1 + dims)))
     everyone = np.arange(n)
     rows[everyone, group] = count
-    rows[everyone[:, None], groups + group[:, None] * dims + np.arange(dims)] = far * shorter
-    rows[:, -1] = square * np.minimum(length, 1.0) ** 2
+    rows[everyone[:, None], groups + group[:, None] * dims + np.arange(dims)] = far * way
     return rows
 
 
