@@ -203,6 +203,7 @@ def status(home: Home) -> None:
     grid.add_row("courier", s.courier)
     grid.add_row("contract", s.contract)
     grid.add_row("loaded", ", ".join(s.loaded) or "nothing yet")
+    grid.add_row("reaches", str(s.reaches) if s.reaches else "no day: the contract has no as_of")
     grid.add_row("pinned", f"{s.pinned} other branches" if s.pinned != 1 else "1 other branch")
     grid.add_row("budget", f"epsilon {s.spending.budget:g} at delta {s.spending.delta:g}")
     grid.add_row("spent", f"epsilon {s.spending.spent:.4f} (filter), {s.spending.reported:.4f} (report, PLD)")

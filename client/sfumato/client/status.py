@@ -3,6 +3,7 @@
 import json
 import os
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 
 from sfumato.client.home import BranchHome
@@ -27,6 +28,7 @@ class BranchStatus:
     vault: str
     courier: str
     contract: str
+    reaches: date | None
     loaded: list[str]
     pinned: int  # other branches whose keys this one knows
     spending: Spending
@@ -56,6 +58,7 @@ def read_status(path: Path) -> BranchStatus:
         vault=running["vault"],
         courier=running["courier"],
         contract=f"{settings['contract']} ({ledger.genesis['contract'][:12]})",
+        reaches=home.reaches(home.contract()),
         loaded=sorted({str(e.body["table"]) for e in ledger.entries("ingest")}),
         pinned=len(home.members().keys() - {home.name}),
         spending=Door(ledger).spending(),
