@@ -1,4 +1,4 @@
-"""Segments of the sample bank and of two real sets, by their numbers and by components of all their columns. The
+"""Segments of the sample bank and of two real sets, by their numbers or by components of all their columns. The
 truth is of the customers whom the saved model puts into each segment, in numpy on the pooled raw columns."""
 
 import tempfile
@@ -18,8 +18,9 @@ from sfumato.common.contract import Contract, load_contract
 from sfumato.common.learners.encoding import FeatureSpec, model_features
 from sfumato.lab.samplebank import generate
 
-SETS, BRANCHES = ("bank_churners", "credit_default_tw"), 16
 COMPONENTS = {"dimensions": 4, "segments": 4}
+SETS = {"bank_churners": ("components", COMPONENTS), "credit_default_tw": ("numbers", {"segments": 6})}
+BRANCHES = 16
 
 Floats = npt.NDArray[np.float64]
 
@@ -31,18 +32,17 @@ def cases() -> Iterator[Case]:
         branches = bank_columns(bank, [f.name for f in model_features(contract)], Path(directory))
     yield case("sample bank, numbers", contract, {}, branches)
     yield case("sample bank, components", contract, COMPONENTS, branches)
-    for name in SETS:
+    for name, (by, question) in SETS.items():
         path = DATA / name / f"{FILES[name]}.parquet"
         if not path.exists():
             print(f"SKIPPED {name}: the data file is not beside the project")
             continue
         contract, table = load_contract(ROOT / "examples" / name / "contract.toml"), pq.read_table(path)
         branches = split({f.name: table[f.name] for f in model_features(contract)}, BRANCHES)
-        yield case(f"{name}, numbers", contract, {"segments": 6}, branches)
-        yield case(f"{name}, components", contract, COMPONENTS, branches)
+        yield case(f"{name}, {by}", contract, question, branches)
 
 
-def case(name: str, contract: Contract, question: dict[str, Any], branches: tuple[Columns, ...]) -> Case:
+def case(name: str, contract: Contract, question: Mapping[str, Any], branches: tuple[Columns, ...]) -> Case:
     features = [f for f in model_features(contract) if f.numeric or "dimensions" in question]
     return Case(name, contract, "segments", question, branches, partial(pairs, Customers(features, branches)))
 
