@@ -21,6 +21,7 @@ from sfumato.client.ingest.load import ingest, open_source
 from sfumato.client.vault.store import Store
 from sfumato.common import analyses
 from sfumato.common.analyses.analysis import NoisySum, SavesModel
+from sfumato.common.analyses.standing import Standing
 from sfumato.common.contract import Contract, load_contract
 from sfumato.common.contributions import Contributions
 from sfumato.common.fixed_point import GRID, add, decode
@@ -96,21 +97,25 @@ class Score:
 def answers(case: Case, epsilon: float, seeds: int, *, start: int = 0) -> Iterator[dict[str, Any]]:
     """The answers of `seeds` jobs, each with its own noise. Beside an answer what was drawn for its question and,
     where it is a model, too, `saved` to be called for that."""
-    first: npt.NDArray[np.float64] | None = None
+    known: list[npt.NDArray[np.float64]] = []
     for seed in range(start, start + seeds):
         rng = np.random.default_rng([seed, round(1000 * epsilon)])
         more = case.drawn(epsilon, rng) if case.drawn else {}
-        if first is None or more:
+        if not known or more:
             job = case.job(epsilon, more)
             analysis, plan = (
                 analyses.build(job.kind, job.question, case.contract),
                 Plan.of(job, case.contract),
             )
-            first = _total(case, analysis, plan, 0, None)
+            if isinstance(analysis, Standing):
+                known = _told(case, analysis, plan)
+            else:
+                known = [_total(case, analysis, plan, 0, None)]
         totals: list[NoisySum] = []
         for round_ in range(len(analysis.shares)):
             asked = analysis.ask(round_, totals)
-            total = first if asked is None and round_ == 0 else _total(case, analysis, plan, round_, asked)
+            fresh = asked is not None or round_ >= len(known)
+            total = _total(case, analysis, plan, round_, asked) if fresh else known[round_]
             ask = plan.ask(round_)
             totals.append(noisy(total, job, case.contract, ask, len(case.branches), rng))
         model = {"saved": partial(analysis.saved, totals)} if isinstance(analysis, SavesModel) else {}
@@ -147,6 +152,22 @@ def _total(
 ) -> npt.NDArray[np.float64]:
     bound = plan.ask(round_).max_norm
     return total_of((analysis.contribute(round_, c, asked) for c in case.branches), bound)
+
+
+def _told(case: Case, analysis: Standing, plan: Plan) -> list[npt.NDArray[np.float64]]:
+    """The periods' totals of a standing question, each branch going on from what it told before."""
+    paths, totals = analysis.paths, []
+    before = [paths.nothing(len(next(iter(c.values())))) for c in case.branches]
+    for t in range(len(analysis.shares)):
+        now = [
+            paths.tell(b, analysis.states(t, columns))
+            for b, columns in zip(before, case.branches, strict=True)
+        ]
+        apart = 1 if t else None
+        cells = (paths.contribution(t, apart, b, n) for b, n in zip(before, now, strict=True))
+        totals.append(total_of(cells, plan.ask(t).max_norm))
+        before = now
+    return totals
 
 
 def total_of(contributions: Iterable[Contributions], bound: float) -> npt.NDArray[np.float64]:

@@ -17,6 +17,7 @@ from sfumato.lab.samplebank import generate
 
 SPENDING = "txn_count_30d"
 SHOP_QUESTION = {"follow": "orders", "months": 18, "changes": 2, "quiet": 6}
+STANDING = {"follow": "transactions", "months": 12, "ahead": 6, "changes": 2, "group": "segment", "quiet": 2}
 BANK_QUESTIONS = (
     {"follow": "transactions", "months": 12, "changes": 2, "group": "segment", "quiet": 2},
     {"follow": SPENDING, "months": 6},
@@ -33,6 +34,11 @@ def cases() -> Iterator[Case]:
         branches = bank_columns(bank, ("transactions.date", "segment", *months), Path(directory))
     for question in BANK_QUESTIONS:
         yield _case(f"sample bank, {question['follow']}", contract, branches, question, "transactions.date")
+    # As half a year ago, and the months that were ahead then are over now.
+    assert contract.as_of is not None
+    then = contract.model_copy(update={"as_of": contract.as_of - timedelta(days=30 * STANDING["ahead"])})
+    truth = numbers(contract, pooled(branches), STANDING, "transactions.date")
+    yield Case("sample bank, standing", then, "trend", STANDING, branches, partial(pairs, truth))
 
 
 def _case(
@@ -61,7 +67,20 @@ def paths(contract: Contract, columns: Columns, question: Mapping[str, Any], dat
         words = [f"{a:g}" if b - a == 1 else f"{a:g} to {b - 1:g}" for a, b in pairwise(ends)]
         values = [columns[f"{SPENDING}@{m}"].to_pylist() for m in reversed(range(months))]
         found = [[words[int(np.digitize(v, ends[1:-1]))] for v in path] for path in zip(*values, strict=True)]
-    return [settled(path, question.get("changes", months)) for path in found]
+    keep = told if "ahead" in question else settled
+    return [keep(path, question.get("changes", months)) for path in found]
+
+
+def told(path: list[str], changes: int) -> list[str]:
+    """With the first changes alone, as they can be told month by month."""
+    kept, left = [path[0]], changes
+    for state in path[1:]:
+        if state != kept[-1] and left:
+            left -= 1
+            kept.append(state)
+        else:
+            kept.append(kept[-1])
+    return kept
 
 
 def settled(path: list[str], changes: int) -> list[str]:
