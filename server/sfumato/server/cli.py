@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from sfumato.common.errors import BadInput, Unavailable
 
@@ -251,7 +251,8 @@ def job_list(home: Coordinator) -> None:
         runs = control.list_runs()
     finally:
         control.close()
-    table = Table("run", "job", "state", "submitted", "why", box=None)
+    kept = (Column(name, no_wrap=True) for name in ("run", "state"))  # a number that is cut names no run
+    table = Table(next(kept), "job", next(kept), "submitted", "why", box=None)
     for run in runs:
         state = run.sub_status if run.finished else run.status
         if day := waits_for(run_directory(loaded, run.run_id)):
