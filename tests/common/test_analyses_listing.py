@@ -12,8 +12,16 @@ from sfumato.common.analyses import CATALOGUE
 from sfumato.common.analyses_cli import analyses
 from sfumato.common.errors import BadInput
 from sfumato.common.job import load_job
+from sfumato.common.learners.bins import Column, Schema
 
 ROOT = Path(__file__).parents[2]
+LEFT_BY_A_RUN = Schema(
+    contract="0" * 64,
+    label=None,
+    customers=10.0,
+    positives=None,
+    columns=(Column(name="age", cuts=(40.0,), null=0, counts=(4.0, 6.0), stds=(1.0, 1.0)),),
+)
 
 
 def said(*arguments: str) -> str:
@@ -41,10 +49,10 @@ def test_a_kind_shows_its_keys_and_an_example_that_loads(kind: str, tmp_path: Pa
         assert ("required" in line) == field.is_required()
         assert not re.search(r"typing|Annotated|<class|PydanticUndefined", line)
     example = listing.example(kind)
-    if example is not None:
-        assert example.strip() in text
-        (tmp_path / "job.toml").write_text(example)
-        assert load_job(tmp_path / "job.toml").kind == kind
+    assert example is not None and example.strip() in text
+    (tmp_path / "job.toml").write_text(example)
+    (tmp_path / "schema.json").write_text(LEFT_BY_A_RUN.model_dump_json())
+    assert load_job(tmp_path / "job.toml").kind == kind
 
 
 def test_types_and_limits_are_said_in_words() -> None:

@@ -8,7 +8,7 @@ Reading        All tables count the same customers, and a cross-tab refines the 
 Every table has weight 1, so every count the same noise: any other choice sharpens one table at the cost of another
 (least squares already sharpens the tables that others refine). Which groups are merged is decided on a noisier copy
 of the total, whose noise is independent of that of the numbers shown: so a group is not shown *because* its noise was
-high, and the intervals are as good after merging as before (docs/analyses.md has the price).
+high, and the intervals are as good after merging as before (docs/analyses/profile.md has the price).
 """
 
 from collections.abc import Iterator, Mapping
