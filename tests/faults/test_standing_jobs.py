@@ -456,3 +456,25 @@ def test_the_operator_says_how_far_the_data_reach(bank: Bank) -> None:
     (home.vault / "reaches").write_text("soon")
     with pytest.raises(BadInput, match="expected a date"):
         home.reaches(bank.contract)
+
+
+def test_any_analysis_can_be_asked_as_of_another_day_that_the_data_reach(bank: Bank) -> None:
+    question = {"follow": "visits", "months": 2, "quiet": 1}
+    later = bank.job().model_copy(update={"question": question, "as_of": DAYS[4]})
+    signed = bank.sign(later)
+    refusal = ask(bank.vaults[1], messages.OpenJob(signed_job=signed))
+    assert refused(refusal) == "not-yet" and not bank.ledger(1).entries("reserve", job_id=signed.job_id)
+    for home in bank.made.homes:
+        (home.vault / "reaches").write_text(DAYS[5].isoformat())
+    _, outcome = bank.run(bank.sign(later))
+    assert isinstance(outcome, JobOutcome) and outcome.answer is not None
+    assert outcome.summary["as_of"] == DAYS[4].isoformat()
+    for row in outcome.answer["parts"][0]["rows"]:
+        day, state = row["of"]
+        t = [d.isoformat() for d in DAYS].index(day)
+        truth = sum(a[t] == (state == "active") for own in bank.lives for _, a in own.values())
+        number = row["customers"]
+        half = max(number["high"] - number["value"], number["value"] - number["low"])
+        assert t in (3, 4) and abs(number["value"] - truth) <= 5 / 1.96 * half
+    with pytest.raises(BadInput, match="has no as_of"):
+        bank.contract.model_copy(update={"as_of": None}).on(AS_OF)

@@ -275,6 +275,14 @@ class Contract(_Strict):
         labels = self.customer_table.with_role(Role.LABEL)
         return labels[0] if labels else None
 
+    def on(self, day: date | None) -> Self:
+        """The same, as of another day; None: of its own. Raises BadInput where it has none."""
+        if day is None:
+            return self
+        if self.as_of is None:
+            raise BadInput(f"contract {self.name!r} has no as_of, so nothing in it depends on the day {day}")
+        return self.model_copy(update={"as_of": day})
+
     @property
     def hash(self) -> str:
         """Hex SHA-256 of the contract's canonical bytes: what a job names."""

@@ -7,7 +7,7 @@ Signature: Ed25519 (RFC 8032) over a domain-separated canonical JSON of everythi
 import base64
 import secrets
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from sfumato.common import analyses
+from sfumato.common.analyses.analysis import Analysis
 from sfumato.common.analyses.grouped_scores import GroupedScores
 from sfumato.common.canonical import canonical_bytes, content_hash
 from sfumato.common.contract import Contract, read_toml, validation_lines
@@ -243,9 +244,11 @@ class LearnerJob(Job):
 
 
 class AnalysisJob(Job):
-    """Ask one question of the catalogue (`sfumato.common.analyses`); `question` is checked by the analysis."""
+    """Ask one question of the catalogue (`sfumato.common.analyses`); `question` is checked by the analysis. `as_of`:
+    as of another day than the contract's, to which the branches' data must reach."""
 
     kind: analyses.Kind
+    as_of: date | None = None
     audit: AnalysisAudit = AnalysisAudit()
     question: dict[str, Any] = Field(default_factory=dict)
 
@@ -253,6 +256,10 @@ class AnalysisJob(Job):
     def _question_is_understood(self) -> Self:
         analyses.CATALOGUE[self.kind].Question.model_validate(self.question)
         return self
+
+    def analysis(self, contract: Contract) -> Analysis:
+        """What is asked. Raises BadInput where it names what the contract does not declare."""
+        return analyses.build(self.kind, self.question, contract.on(self.as_of))
 
 
 AnyJob = ChurnNetJob | LearnerJob | AnalysisJob
@@ -322,7 +329,7 @@ def sign_job(
     if job.contract != contract.name:
         raise BadInput(f"the job is written for contract {job.contract!r}, not for {contract.name!r}")
     if isinstance(job, AnalysisJob):
-        analyses.build(job.kind, job.question, contract)
+        job.analysis(contract)
     elif contract.label is None:
         raise BadInput(f"contract {contract.name!r} has no label to learn")
     else:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -46,6 +47,10 @@ def query(
     purpose: Annotated[
         str, typer.Option(help="For the branches' operators.")
     ] = "Answer one question of the risk team.",
+    as_of: Annotated[
+        datetime | None,
+        typer.Option(formats=["%Y-%m-%d"], help="As of another day than the contract's.", show_default=False),
+    ] = None,
     branches: Annotated[int, typer.Option(min=1, help="With --data, one file: split into so many.")] = 4,
     branch_column: Annotated[
         str | None, typer.Option(help="With --data, one file: split by this column.")
@@ -69,7 +74,8 @@ def query(
         raise BadInput(
             "say whom to ask", hint="Give --coordinator HOME, or --data PATH with --contract FILE."
         )
-    asking = Asking.of(epsilon, delta, mode, colluders, repeats, purpose)
+    day = as_of.date() if as_of is not None else None
+    asking = Asking.of(epsilon, delta, mode, colluders, repeats, purpose, day)
     if home is not None:
         loaded = CoordinatorHome.load(home)
         declared = load_contract(contract) if contract is not None else known_contract(loaded)

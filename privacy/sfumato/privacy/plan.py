@@ -12,7 +12,6 @@ from types import MappingProxyType
 
 from dp_accounting.dp_event import DpEvent
 
-from sfumato.common import analyses
 from sfumato.common.analyses.grouped_scores import GroupedScores
 from sfumato.common.analyses.standing import Standing
 from sfumato.common.canonical import canonical_bytes
@@ -250,7 +249,7 @@ def _evaluation(privacy: LearningPrivacy, counts: int, whole: float) -> float:
 def _analysis(job: AnalysisJob, contract: Contract, times: int) -> Plan:
     """Gaussians all through: their 1 / z^2 add up, so one calibration is split by the rounds' shares."""
     privacy = job.privacy
-    analysis = analyses.build(job.kind, job.question, contract)
+    analysis = job.analysis(contract)
     rounds = len(analysis.shares)
     repeats = _repeats(job, rounds)
     local = times if privacy.mode == "local" else 1

@@ -16,7 +16,8 @@ MOST_ROWS = 60
 
 def print_answer(summary: Mapping[str, Any], answer: Mapping[str, Any], console: Console) -> None:
     """What was found, with its intervals, and what it cost."""
-    head = f"{escape(summary['job'])}: {summary['branches']} branches"
+    day = f", as of {summary['as_of']}" if summary.get("as_of") else ""
+    head = f"{escape(summary['job'])}: {summary['branches']} branches{day}"
     if "segments" in answer:
         console.print(f"{head}, {len(answer['segments'])} segments of customers")
         console.print(_segments(answer))

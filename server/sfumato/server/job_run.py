@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import TypeAdapter
 
-from sfumato.common import analyses
 from sfumato.common.analyses import score_histogram
 from sfumato.common.analyses.analysis import Analysis, NoisySum, SavesModel
 from sfumato.common.analyses.standing import Standing
@@ -195,6 +194,7 @@ class JobRun:
             "colluders": job.privacy.colluders if job.privacy.mode == "secure-sum" else None,
             "epsilon": max(b.epsilon for b in rounds.branches.values()),
             "delta": job.privacy.delta,
+            "as_of": _day(rounds),
             "branches": len(rounds.branches),
             "sums": rounds.sums,
             "seconds": seconds,
@@ -203,8 +203,15 @@ class JobRun:
         }
 
 
+def _day(rounds: Rounds) -> str | None:
+    """The day as of which was asked; of a question that stands, of its first."""
+    asked = rounds.job.as_of if isinstance(rounds.job, AnalysisJob) else None
+    day = asked or rounds.signed.contract.as_of
+    return day.isoformat() if day else None
+
+
 def _ask(rounds: Rounds, job: AnalysisJob) -> tuple[Analysis, list[NoisySum]]:
-    analysis = analyses.build(job.kind, job.question, rounds.signed.contract)
+    analysis = job.analysis(rounds.signed.contract)
     totals: list[NoisySum] = []
     asked = due(rounds, analysis.days) if isinstance(analysis, Standing) else len(analysis.shares)
     for round_ in range(asked):

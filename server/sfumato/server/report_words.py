@@ -191,6 +191,8 @@ ADVICE: dict[RefusalCode, str] = {
     RefusalCode.UNKNOWN_CHECKPOINT: "Send the proof again, from the size that this branch co-signed last.",
     RefusalCode.EQUIVOCATION: "Stop. Compare the coordinator's ledger with the branch's kept checkpoint first.",
     RefusalCode.NO_DATA: "Ingest the branch's customers, then submit the job again.",
+    RefusalCode.NOT_YET: "Ask when the branch has loaded that day and said so (sfumato branch reach).",
+    RefusalCode.MEMORY_LOST: "Go on without this branch, or stop the question and ask it anew.",
     RefusalCode.JOB_CLOSED: "Submit the job again: a closed job stays closed.",
     RefusalCode.FOREIGN_BUNDLE: "Someone sent other code than the approved app. Find out who before trying again.",
     RefusalCode.VAULT_UNREACHABLE: "Start the branch's vault and look at its log, then submit the job again.",

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, time, timedelta
 
-from sfumato.common import analyses
 from sfumato.common.analyses.standing import Standing
 from sfumato.common.contract import Contract
 from sfumato.common.job import AnalysisJob, AnyJob
@@ -37,7 +36,7 @@ def valid_for(job: AnyJob, contract: Contract) -> timedelta:
     """How long a job's signature holds unless somebody says otherwise: a day; of a standing question until three
     months after its last period. Raises BadInput on a question that does not fit the contract."""
     if isinstance(job, AnalysisJob):
-        analysis = analyses.build(job.kind, job.question, contract)
+        analysis = job.analysis(contract)
         if isinstance(analysis, Standing):
             last = datetime.combine(analysis.days[-1], time(), UTC)
             return max(last - datetime.now(UTC), timedelta(0)) + PATIENCE

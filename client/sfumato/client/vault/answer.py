@@ -21,7 +21,7 @@ from sfumato.client.vault.local_training import LocalTraining
 from sfumato.client.vault.standing import Memory, StandingAnswers
 from sfumato.client.vault.store import Store
 from sfumato.client.vault.sums import Mask, Members, SecureSums
-from sfumato.common import analyses, codec, messages
+from sfumato.common import codec, messages
 from sfumato.common.analyses.standing import Standing
 from sfumato.common.codec import FrameError, Vector
 from sfumato.common.contract import Contract
@@ -164,6 +164,8 @@ class Vault:
         labelled = self._contract.label is not None or isinstance(signed.job, AnalysisJob)
         if not self._store.tables().get(self._contract.customers) or not labelled:
             raise Refusal(RefusalCode.NO_DATA)
+        if isinstance(signed.job, AnalysisJob):
+            self._standing.require(signed.job.as_of)
         plan = Plan.of(signed.job, self._contract)
         reserved = self.door.reserve(
             signed.job_id,
@@ -284,7 +286,7 @@ class Vault:
         """What the job asks, if that stands."""
         if not isinstance(job, AnalysisJob):
             return None
-        analysis = analyses.build(job.kind, job.question, self._contract)
+        analysis = job.analysis(self._contract)
         return analysis if isinstance(analysis, Standing) else None
 
     def _check_order(self, job_id: str, round_: int) -> None:

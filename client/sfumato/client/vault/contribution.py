@@ -15,7 +15,6 @@ import pyarrow as pa
 
 from sfumato.client.vault.customers import WarmData
 from sfumato.client.vault.standing import News
-from sfumato.common import analyses
 from sfumato.common.analyses.grouped_scores import GroupedScores
 from sfumato.common.codec import Vector
 from sfumato.common.contract import Contract
@@ -92,9 +91,9 @@ class Contributing:
     def _of_analysis(
         self, job: AnalysisJob, ask: Ask, round_: int, body: Vector | None, phantoms: Phantoms
     ) -> Contribution:
-        analysis = analyses.build(job.kind, job.question, self._contract)
+        analysis = job.analysis(self._contract)
         asked = None if body is None else _floats(body)
-        columns = self._data.columns(analysis.columns)
+        columns = self._data.columns(analysis.columns, job.as_of)
         nobody = {name: values.slice(0, 0) for name, values in columns.items()}
         _refusing(lambda: analysis.contribute(round_, nobody, asked))
         rows = len(next(iter(columns.values())))

@@ -91,7 +91,7 @@ class WarmData:
         if key not in self._frames:
             while len(self._frames) >= MOST_FRAMES:
                 self._frames.pop(next(iter(self._frames)))
-            contract = self._contract.model_copy(update={"as_of": as_of}) if as_of else self._contract
+            contract = self._contract.on(as_of)
             frame = analysis_frame(self._store, contract, [n for n in names if n != HELD_OUT])
             columns = {n: frame.column(n) for n in frame.column_names}
             if HELD_OUT in names:

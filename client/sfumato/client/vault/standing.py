@@ -118,14 +118,18 @@ class StandingAnswers:
     def reaches(self) -> date | None:
         return self._reaches()
 
+    def require(self, day: date | None) -> None:
+        """Raises Refusal(NOT_YET) unless the data reach this day; None: the contract's, which they do."""
+        reaches = self._reaches()
+        if day is not None and (reaches is None or reaches < day):
+            raise Refusal(RefusalCode.NOT_YET)
+
     def news(self, job_id: str, analysis: Standing, period: int, charged: Mapping[int, str]) -> News:
         """`charged`: by period what was remembered after it, as the ledger has it.
 
         Raises Refusal: NOT_YET where the data do not reach the period's day, MEMORY_LOST.
         """
-        reaches = self._reaches()
-        if reaches is None or reaches < analysis.days[period]:
-            raise Refusal(RefusalCode.NOT_YET)
+        self.require(analysis.days[period])
         if self._memory is None:
             raise Refusal(RefusalCode.MEMORY_LOST)
         last = max((p for p in charged if p < period), default=None)

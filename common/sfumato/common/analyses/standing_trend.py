@@ -70,7 +70,7 @@ class StandingTrend:
 
     def states(self, round_: int, columns: Mapping[str, Any]) -> Ints:
         """Cells of groups and states, the last fastest; columns as of the month's last day."""
-        then = self.contract.model_copy(update={"as_of": self.days[round_]})
+        then = self.contract.on(self.days[round_])
         state = follow(then, self.follow, 1, self.quiet, self.bins).read(columns)[:, 0]
         group = np.zeros(len(state), dtype=np.int64)
         if self.group:

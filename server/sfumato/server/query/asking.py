@@ -2,7 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import date, timedelta
 from typing import Any, Literal
 
 from pydantic import ValidationError
@@ -34,25 +34,34 @@ class Asking:
     colluders: int = 1
     repeats: int | None = None
     purpose: str = "Answer one question of the risk team."
+    as_of: date | None = None
 
     @classmethod
     def of(
-        cls, epsilon: float, delta: float, mode: str, colluders: int, repeats: int | None, purpose: str
+        cls,
+        epsilon: float,
+        delta: float,
+        mode: str,
+        colluders: int,
+        repeats: int | None,
+        purpose: str,
+        as_of: date | None = None,
     ) -> "Asking":
         """From what was typed. Raises BadInput on another mode; `job` checks the rest."""
         if mode not in MODES:
             raise BadInput(f"--mode is one of {', '.join(MODES)}")
-        return cls(epsilon, delta, MODES[mode], colluders, repeats, purpose)
+        return cls(epsilon, delta, MODES[mode], colluders, repeats, purpose, as_of)
 
     def job(self, sql: str, contract: Contract) -> AnalysisJob:
         """Raises BadInput with the reason why it is not answered."""
-        question = compiled(sql, contract).model_dump(mode="json")
+        question = compiled(sql, contract.on(self.as_of)).model_dump(mode="json")
         secure = self.mode == "secure-sum"
         made: dict[str, Any] = {
             "name": f"query-{hashlib.sha256(canonical_bytes(question)).hexdigest()[:8]}",
             "kind": "query",
             "purpose": self.purpose,
             "contract": contract.name,
+            "as_of": self.as_of,
             "question": question,
             "privacy": {
                 "target_epsilon": self.epsilon,

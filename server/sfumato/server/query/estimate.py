@@ -8,7 +8,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from sfumato.common import analyses
 from sfumato.common.analyses.query import Query
 from sfumato.common.contract import Contract
 from sfumato.common.errors import BadInput
@@ -47,7 +46,7 @@ class Estimate:
     @classmethod
     def of(cls, job: AnalysisJob, contract: Contract, branches: int) -> "Estimate":
         """Raises BadInput on a question that cannot be asked, and on fewer branches than the job needs."""
-        asked = analyses.build(job.kind, job.question, contract)
+        asked = job.analysis(contract)
         if not isinstance(asked, Query):
             raise BadInput(f"a job of kind {job.kind!r} is no query")
         if branches < job.federation.min_branches:
