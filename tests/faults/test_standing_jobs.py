@@ -442,6 +442,12 @@ def test_a_hostile_coordinator_learns_nothing_more(bank: Bank) -> None:
     assert refused(month(4)) == "memory-lost"
     assert vault.door.spending().reserved <= vault.door.budget
 
+    # What is remembered of a job that nobody can ask any more goes when the vault comes up.
+    vault._now = vault.door._now = lambda: signed.expires_at + timedelta(days=1)
+    assert vault.door.open_jobs() == frozenset()
+    vault._standing._memory.keep(vault.door.open_jobs())
+    assert bank.told_files(signed, 1) == []
+
 
 def test_the_operator_says_how_far_the_data_reach(bank: Bank) -> None:
     home, run = bank.made.homes[0], CliRunner()

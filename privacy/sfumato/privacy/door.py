@@ -222,6 +222,12 @@ class Door:
         job = self._standing.jobs.get(job_id)
         return job.last_round or 0 if job else 0
 
+    def open_jobs(self) -> frozenset[str]:
+        """Jobs that may still be asked: reserved, not closed, not expired."""
+        with self._ledger.exclusive() as transaction:
+            self._standing.follow(transaction)
+        return frozenset(i for i, job in self._standing.jobs.items() if job.expires_at >= self._now())
+
     def told(self, job_id: str) -> Mapping[int, str]:
         """Of a standing question: what this branch remembered after each period that it was charged for, SHA-256."""
         with self._ledger.exclusive() as transaction:

@@ -78,6 +78,8 @@ class Vault:
         self._jobs: dict[str, tuple[AnyJob, Plan]] = {}  # the one at hand
         self._data = WarmData(store, contract, keyring)
         self._contributing = Contributing(contract, self._data, self._rng)
+        if memory is not None:
+            memory.keep(self.door.open_jobs())
         self._standing = StandingAnswers(self._data, memory, reaches)
         self._training = LocalTraining(contract, self._data, self.door, ledger, self._rng)
         self._witness = Witness(ledger, coordinator, now=now) if coordinator else None

@@ -7,7 +7,7 @@ anything else a customer could be told of more often than the bound counts.
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -27,7 +27,7 @@ from sfumato.privacy.keys import KeySource
 
 NONCE = 12
 KEY = "told"
-Tokens = npt.NDArray[np.str_]
+Tokens = npt.NDArray[np.bytes_]
 
 
 @dataclass(frozen=True, repr=False)
@@ -57,7 +57,7 @@ class Memory:
     def write(self, job_id: str, period: int, what: Remembered) -> str:
         """Durable when it returns. The SHA-256 of the file, hex."""
         private_directory(self._folder)
-        columns = {"token": pa.array(what.tokens.tolist(), pa.string())}
+        columns = {"token": pa.array(what.tokens.tolist(), pa.binary())}
         columns |= {name: pa.array(getattr(what.told, name)) for name in Told.__dataclass_fields__}
         table, sink = pa.table(columns), pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, table.schema) as stream:
@@ -78,7 +78,13 @@ class Memory:
             raise Refusal(RefusalCode.MEMORY_LOST) from None
         table = pa.ipc.open_stream(data).read_all()
         told = Told(**{name: np.array(table[name]) for name in Told.__dataclass_fields__})
-        return Remembered(np.array(table["token"].to_pylist(), dtype=np.str_), told)
+        return Remembered(np.array(table["token"].to_pylist(), dtype=np.bytes_), told)
+
+    def keep(self, job_ids: Container[str]) -> None:
+        """Of these jobs alone: nobody can ask the others any more."""
+        for path in self._folder.glob("*-*"):
+            if path.name.partition("-")[0] not in job_ids:
+                path.unlink(missing_ok=True)
 
     def forget(self, job_id: str, *, before: int | None = None) -> None:
         """The job's files; of the periods before this one, if one is given."""
@@ -173,6 +179,6 @@ class StandingAnswers:
         """Tokens, sorted, and where each is."""
         columns = self._data.columns(analysis.columns, analysis.days[period])
         states = analysis.states(period, columns)
-        tokens = np.array(self._data.tokens, dtype=np.str_)
+        tokens = np.array(self._data.tokens, dtype=np.bytes_)
         order = np.argsort(tokens, kind="stable")
         return tokens[order], states[order]
