@@ -13,7 +13,7 @@ from sfumato.common.analyses.arms import Arms
 from sfumato.common.analyses.campaign import Campaign, Question, build
 from sfumato.common.analyses.latest import Groups, Measure
 from sfumato.common.contract import Contract
-from sfumato.common.contributions import Rows
+from sfumato.common.contributions import Cells, Rows
 from sfumato.common.errors import BadInput
 from sfumato.common.learners.uplift import difference
 
@@ -161,9 +161,48 @@ def test_a_bound_is_found_that_leaves_few_above_it() -> None:
     assert cut["customers above"]["low"] <= above <= cut["customers above"]["high"]
 
 
+@pytest.mark.statistical
+def test_with_a_bound_that_was_sought_the_effect_is_of_whole_amounts() -> None:
+    """30 draws over three trials with few who buy. The interval holds what the whole amounts say without privacy."""
+    question, held, widths = asked(outcomes=["spent"], groups=[]), [], []
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        arm = rng.choice(["none", "mail", "call"], 30_000).astype(object)
+        bought = rng.random(30_000) < np.where(arm == "mail", 0.06, 0.04)
+        spent = np.where(bought, np.minimum(30 * np.exp(rng.standard_normal(30_000)), 1000), 0.0)
+        frame = {"arm": arm, "spent": spent}
+        first = question.contribute(0, frame, None)
+        assert isinstance(first, Cells)
+        counts = np.bincount(first.cells[first.cells >= 0], minlength=first.length)
+        sums = dict[float, Any]()
+        mail, none = (spent[arm == a] for a in ("mail", "none"))
+        truth, error = mail.mean() - none.mean(), np.sqrt(mail.var() / len(mail) + none.var() / len(none))
+        for _ in range(10):
+            std = 5.5 / np.sqrt(np.array(question.shares))
+            found = [NoisySum(counts + std[0] * rng.standard_normal(counts.size), std[0])]
+            bound = question.ask(1, found)
+            assert bound is not None
+            if bound[0] not in sums:
+                made = question.contribute(1, frame, bound)
+                assert isinstance(made, Rows)
+                sums[bound[0]] = made.rows.sum(axis=0)
+            exact = sums[bound[0]]
+            found.append(NoisySum(exact + std[1] * rng.standard_normal(exact.size), std[1]))
+            answer = question.read(found)
+            row = rows(answer, "spent")[("mail",)]
+            effect, uplift = row["effect"], row["uplift"]
+            raised = effect["value"] / uplift["value"]
+            assert 1 < raised < 1.3
+            assert f"spent: effect is raised by {raised - 1:.1%} for what was cut off." in answer["notes"]
+            held.append(effect["low"] <= truth <= effect["high"])
+            widths.append((effect["high"] - effect["low"]) / (2 * 1.96 * error))
+    assert np.mean(held) >= 0.95
+    assert np.mean(widths) < 1.3
+
+
 @pytest.mark.parametrize(
     "body",
-    [None, [], [1.0, 2.0], [np.nan], [0.0], [-3.0], [1e9], [[5.0]]],
+    [None, [], [1.0, 2.0], [np.nan], [np.inf], [0.0], [-3.0], [1000.1], [1e9], [[5.0]]],
 )
 def test_bounds_of_another_form_are_refused(body: Any) -> None:
     question = asked()

@@ -73,9 +73,9 @@ class Campaign(Trial):
     def read(self, totals: list[NoisySum]) -> dict[str, Any]:
         """Parts: an outcome by arm; an outcome by arm and group, best group first; whom to target."""
         coarse, fine = (self.arms.read(copy) for copy in independent_copies(totals[-1]))
-        ranges = self.read_ranges(totals)
+        ranges, raised = self.read_ranges(totals), self.raised(totals)
         views = [
-            View(fine, coarse, j, o, ranges[j], self.arms.names.index(self.control))
+            View(fine, coarse, j, o, ranges[j], raised[j], self.arms.names.index(self.control))
             for j, o in enumerate(self.arms.outcomes)
         ]
         parts = [v.whole() for v in views]
@@ -90,7 +90,7 @@ class Campaign(Trial):
             "notes": [
                 "uplift: these customers, the interval is for the noise; effect: others of their kind, noise and "
                 "sampling error.",
-                *self.notes(ranges),
+                *self.notes(ranges, raised, "effect"),
             ],
             "parts": [*parts, *self.clipping(totals)],
         }
@@ -105,6 +105,7 @@ class View:
     place: int  # among the outcomes
     outcome: Measure
     range: Range
+    raised: float  # the effect, for what was cut off
     control: int
 
     @property
@@ -139,7 +140,7 @@ class View:
         relative = self._relative(place, arm)
         if relative is not None:
             row["relative uplift"] = relative
-        row["effect"] = _scaled(over.value, *over.both, width)
+        row["effect"] = _scaled(over.value, *over.both, width * self.raised)
         row["chance"] = _chance(over)
         return row | {"verdict": verdict(over.low, over.high)}
 

@@ -74,7 +74,7 @@ class Loyalty(Trial):
 
     def read(self, totals: list[NoisySum]) -> dict[str, Any]:
         """Parts: which reward wins, by group; and each reward's mean and lead there."""
-        ranges = self.read_ranges(totals)
+        ranges, raised = self.read_ranges(totals), self.raised(totals)
         table = self.arms.read(totals[-1])
         groupings = [(g.name, table.groups(i)) for i, g in enumerate(self.arms.groupings)]
         places = [
@@ -82,7 +82,7 @@ class Loyalty(Trial):
             *((by, place, name) for by, found in groupings for place, name in found),
         ]
         reach = self._reach(len(places))
-        duels = {place: Duels(table, place, self.arms, ranges[0], reach) for _, place, _ in places}
+        duels = {p: Duels(table, p, self.arms, ranges[0], raised[0], reach) for _, p, _ in places}
         winners = [
             {"of": [by or "-", name], **duels[place].words(self.control)} for by, place, name in places
         ]
@@ -100,7 +100,7 @@ class Loyalty(Trial):
             "notes": [
                 f"who wins, may win, is beaten and reacts, and all leads, hold together with a probability of "
                 f"{LEVEL:.0%}, for other customers of the kind: noise and sampling error are counted.",
-                *self.notes(ranges),
+                *self.notes(ranges, raised, "lead"),
             ],
             "parts": [
                 part("which reward wins", ["groups of", "group"], {}, winners),
@@ -124,6 +124,7 @@ class Duels:
     place: int
     arms: Arms
     range: Range
+    raised: float  # leads, for what was cut off
     reach: float
 
     @property
@@ -166,7 +167,8 @@ class Duels:
         for arm in range(len(self.arms.names)):
             cell = self.table.cell(self.place, arm)
             found = zip(*(self.ends(arm, o) for o in self.others(arm)), strict=True)
-            lead = dict(zip(("value", "low", "high"), (width * min(ends) for ends in found), strict=True))
+            scale = width * self.raised
+            lead = dict(zip(("value", "low", "high"), (scale * min(ends) for ends in found), strict=True))
             yield {
                 "customers": cell.customers,
                 self.mean: {k: low + width * v for k, v in cell.mean(0).items()},

@@ -19,10 +19,14 @@ from sfumato.common.analyses.latest import Measure
 from sfumato.common.analyses.parts import Unit, part
 from sfumato.common.contributions import Contributions
 from sfumato.common.errors import BadInput
-from sfumato.common.learners.winsor import TO_COMPARE, Sizes
+from sfumato.common.learners.winsor import Sizes
 
 Asked = npt.NDArray[np.float32] | None
 Range = tuple[float, float]
+
+# Of what is cut off, over a relative uplift u of the rest: u is as likely to be anything up to 1, and the uplift of
+# what is cut off anything up to 2 u; so u, for which differences are raised, misses it by u^2 / 3 = 1 / 9, squared.
+UNLIKE = 1 / 3
 
 
 def bounds(outcomes: tuple[Measure, ...], stated: Mapping[str, float]) -> tuple[float | None, ...]:
@@ -73,8 +77,9 @@ class Trial:
         if round_ == 0:
             return None
         noise = totals[0].std / self.sizes.max_norm * sqrt(self.shares[0] / self.shares[1])
-        above = TO_COMPARE * len(self.arms.names) * self.arms.sum_noise(noise)
-        return self.sizes.bounds(totals[0], above)
+        return self.sizes.bounds(
+            totals[0], sqrt(2) * len(self.arms.names) * self.arms.sum_noise(noise) / UNLIKE
+        )
 
     def contribute(self, round_: int, columns: Mapping[str, Any], asked: Asked) -> Contributions:
         """Sizes of those in an arm; then the tables. Raises ValueError."""
@@ -102,6 +107,13 @@ class Trial:
     def read_ranges(self, totals: list[NoisySum]) -> tuple[Range, ...]:
         return self.ranges(self.ask(len(totals) - 1, totals[:-1]))
 
+    def raised(self, totals: list[NoisySum]) -> tuple[float, ...]:
+        """Of each outcome, how many times as large a difference of arms is where nothing is cut off, if the largest
+        amounts differ as much as the rest; 1 where no bound was sought."""
+        asked = self.ask(len(totals) - 1, totals[:-1])
+        kept = iter(() if asked is None else self.sizes.kept(totals[0], asked))
+        return tuple(1 / next(kept) if b is None else 1.0 for b in self.stated)
+
     def clipping(self, totals: list[NoisySum]) -> list[dict[str, Any]]:
         """The part that says where amounts were cut and how many lie above, and nothing where none was sought."""
         asked = self.ask(len(totals) - 1, totals[:-1])
@@ -118,9 +130,15 @@ class Trial:
         units: dict[str, Unit] = {"bound": "amount", "customers above": "customers"}
         return [part("where amounts were cut", ["outcome"], units, rows)]
 
-    def notes(self, ranges: tuple[Range, ...]) -> list[str]:
+    def notes(self, ranges: tuple[Range, ...], raised: tuple[float, ...], what: str) -> list[str]:
+        """Where amounts were cut, and by how much `what` was raised for it."""
+        found = zip(self.arms.outcomes, ranges, raised, strict=True)
         return [
-            f"{o.name}: what is below {low:g} counts as {low:g}, what is above {high:g} as {high:g}."
-            for o, (low, high) in zip(self.arms.outcomes, ranges, strict=True)
+            note
+            for o, (low, high), by in found
             if not o.happens and (low > o.low or high < o.high)
+            for note in (
+                f"{o.name}: what is below {low:g} counts as {low:g}, what is above {high:g} as {high:g}.",
+                *([f"{o.name}: {what} is raised by {by - 1:.1%} for what was cut off."] if by > 1 else []),
+            )
         ]
