@@ -23,17 +23,15 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
 from sfumato.common.analyses.analysis import Analysis, NoisySum
-from sfumato.common.analyses.association import Count, ItemSets
 from sfumato.common.analyses.estimates import LEVEL
-from sfumato.common.analyses.item_sets import Baskets, Chosen, all_sets, baskets
+from sfumato.common.analyses.item_sets import Chosen, all_sets, baskets
 from sfumato.common.analyses.listed import Listed, listed
+from sfumato.common.analyses.measured_baskets import MeasuredBaskets
 from sfumato.common.analyses.parts import part
 from sfumato.common.contract import Contract
 from sfumato.common.contributions import Rows
 from sfumato.common.errors import BadInput
 
-ITEM_WEIGHT = 0.7  # of a pair's: an item's count is several times a pair's, and so bears more noise
-WHOLE_WEIGHT = 0.5
 SHARES = {"items": 0.2, "pairs": 0.8}  # of what choosing takes
 
 Stage = Literal["items", "pairs", "measure"]
@@ -108,24 +106,25 @@ class Basket:
     def _most_baskets(self) -> int:
         return self.question.most_baskets if self.basket else 1
 
+    @property
+    def _measured(self) -> MeasuredBaskets:
+        return MeasuredBaskets(self._sizes, self._most_baskets, self.basket is not None)
+
     def max_norm(self, round_: int) -> float:
-        q, (items, pairs, triples) = self.question, self._sizes
+        q = self.question
         match self.stages[round_]:
             case "items":
                 return sqrt(q.most_items * self._most_baskets)
             case "pairs":
                 return sqrt(comb(q.most_items, 2) * self._most_baskets)
             case "measure":
-                all_ = ITEM_WEIGHT**2 * items + pairs + triples
-                whole = WHOLE_WEIGHT**2
-                return sqrt(whole + self._most_baskets**2 * (all_ + (whole if self.basket else 0.0)))
+                return self._measured.norm
 
     def length(self, round_: int) -> int:
-        items, pairs, triples = self._sizes
         lengths: dict[Stage, int] = {
             "items": len(self.categories),
-            "pairs": comb(items, 2),
-            "measure": 1 + (self.basket is not None) + items + pairs + triples,
+            "pairs": comb(self._sizes[0], 2),
+            "measure": self._measured.length,
         }
         return lengths[self.stages[round_]]
 
@@ -165,42 +164,20 @@ class Basket:
         ids = columns[self.basket.name] if self.basket else None
         found = baskets(columns[self.column.name], self.categories, codes, ids, self._most_baskets)
         if stage == "measure":
-            return Rows(self._measured(found, told))
+            return Rows(self._measured.rows(found, told))
         rows = found.per_customer(found.held if stage == "items" else found.of_all(all_sets(len(codes), 2)))
         norms = np.linalg.norm(rows, axis=1, keepdims=True)
         return Rows(rows * np.minimum(1.0, self.max_norm(round_) / np.maximum(norms, 1.0)))
-
-    def _measured(self, found: Baskets, told: Chosen) -> npt.NDArray[np.float64]:
-        items = found.per_customer(found.held)
-        sets = [found.per_customer(found.of_all(s)) for s in (told.pairs, told.triples) if len(s)]
-        wholes = [np.ones((found.customers, 1))]
-        if self.basket:
-            wholes.append(found.per_customer(np.ones((len(found.owner), 1))))
-        return np.hstack([WHOLE_WEIGHT * np.hstack(wholes), ITEM_WEIGHT * items, *sets])
 
     # --- reading -----------------------------------------------------------------------------------------------
 
     def read(self, totals: list[NoisySum]) -> dict[str, Any]:
         """Parts "items", "pairs", "triples" and "rules": see association.ItemSets."""
-        chosen, measured = self.chosen(totals[:-1]), totals[-1]
-        items, pairs, triples = self._sizes
-        wholes = 1 + (self.basket is not None)
-        weights = np.repeat([WHOLE_WEIGHT, ITEM_WEIGHT, 1.0], [wholes, items, pairs + triples])
-        counts = [
-            Count(float(v), float(s) ** 2)
-            for v, s in zip(measured.values / weights, measured.std / weights, strict=True)
-        ]
-        sets = [*np.arange(items)[:, None], *chosen.pairs, *chosen.triples]
-        named = (tuple(self.categories[i] for i in chosen.items[places]) for places in sets)
-        held = ItemSets(
-            dict(zip(named, counts[wholes:], strict=True)),
-            counts[wholes - 1],
-            "number" if self.basket else "customers",
-        )
+        customers, held = self._measured.read(totals[-1], self.chosen(totals[:-1]), self.categories)
         whole = part("all baskets", (), {"baskets": "number"}, [{"of": [], "baskets": held.whole.number}])
         return {
             "level": LEVEL,
-            "customers": counts[0].number,
+            "customers": customers.number,
             "notes": list(self._notes()),
             "parts": [*([whole] if self.basket else []), *held.parts()],
         }

@@ -24,6 +24,7 @@ from pydantic import Field, model_validator
 
 from sfumato.common.analyses.analysis import Analysis, NoisySum
 from sfumato.common.analyses.clv_answer import Answer
+from sfumato.common.analyses.clv_fits import VALUES, fitted
 from sfumato.common.analyses.clv_groups import LEVEL_SIZE, TIMES, Groups, Level, Sums
 from sfumato.common.analyses.likelihood_sums import Fit, Scores
 from sfumato.common.analyses.purchase_grids import TimesGrid, ValuesGrid
@@ -35,10 +36,6 @@ from sfumato.common.learners.lifetime import Histories, Lifetime
 
 SHARES = (0.15, 0.08, 0.12, 0.4, 0.25)
 LAST = len(SHARES) - 1  # the groups' round; between it and the first are the scores'
-VALUES = 3  # parameters of gamma-gamma
-# A whitened score is cut to this many times the root of customers over noise: fewer long ones are cut where the noise
-# is small. Measured on shops and banks: beyond the upper end noise costs more than cutting.
-LENGTH, SHORTEST, LONGEST = 0.75, 6.0, 24.0
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -185,29 +182,16 @@ class Clv:
 
     def fits(self, totals: list[NoisySum]) -> list[Fit]:
         """Of the times and, where there are amounts, of the values: from the rounds so far."""
-        first, cut = totals[0], self.times.size
-        counts = NoisySum(first.values[:cut], first.std)
-        found = [Fit.of(BgNbdLikelihood(), self.times.points, counts, self.times.start)]
-        if self.values:
-            counts = NoisySum(first.values[cut:], first.std)
-            points, start = self.values.points, self.values.start(counts)
-            found.append(Fit.of(GammaGammaLikelihood(), points, counts, start))
-        blocks = slice(0, TIMES), slice(TIMES, TIMES + VALUES)
-        for i, (block, weight) in enumerate(zip(blocks[: len(found)], self._weights, strict=False)):
-            noise = self._noise(first, LAST - 1) / weight
-            found[i] = found[i].with_bound(LENGTH, noise, SHORTEST, LONGEST)
-            for total in totals[1:LAST]:
-                found[i] = found[i].moved(NoisySum(total.values[block] / weight, total.std / weight))
-        return found
+        noise = self._noise(totals[0], LAST - 1)
+        return fitted(self.times, self.values, totals[:LAST], self._weights, noise)
 
     # --- reading ---------------------------------------------------------------------------------------
 
     def read(self, totals: list[NoisySum]) -> dict[str, Any]:
         """See clv_answer: parameters, a new customer, all customers, groups, P(alive)."""
-        fits, asked = self.fits(totals), self.ask(LAST, totals)
+        asked, sums = self.ask(LAST, totals), Sums(self.groups, self.lifetime, self.fits(totals))
         assert asked is not None
         _, ceilings, level = np.split(asked.astype(np.float64), [self.length(1), -LEVEL_SIZE])
-        sums = Sums(self.groups, self.lifetime, fits)
         return Answer(sums, ceilings, Level.parse(level), totals[LAST]).answer()
 
     def saved(

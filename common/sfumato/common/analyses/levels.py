@@ -1,6 +1,7 @@
 """Bounded numbers cut into levels: how they are counted, on which public grid their quantiles are read, and what a
 level is called. A cut is the upper end of the level below it, as a quantile is."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -13,8 +14,9 @@ import pyarrow as pa
 from sfumato.common.analyses.domains import domain
 from sfumato.common.analyses.valued_cells import ValuedCells
 from sfumato.common.contract import Contract, Scale
+from sfumato.common.contributions import Cells
 from sfumato.common.errors import BadInput
-from sfumato.common.learners.quantiles import Grid
+from sfumato.common.learners.quantiles import WIDTH, Grid
 
 DIGITS = 3  # of a cut, so that a person can read it
 
@@ -86,6 +88,23 @@ class Axis:
             a, b = (f"{np.float32(e):.10g}" for e in (first, high))
             words.append(a if first == high else f"{a} to {b}")
         return words
+
+
+def starts(axes: Sequence[Axis]) -> Ints:
+    """Where each axis' bins begin among those of all, and how many there are."""
+    return np.cumsum([0, *(a.grid.length for a in axes)])
+
+
+def binned(axes: Sequence[Axis], values: Floats) -> Cells:
+    """A coarse and a fine bin of each axis, from numbers [n, axes]. Who lacks one of the numbers is in no bin."""
+    firsts = starts(axes)
+    whole = ~np.isnan(values).any(axis=1)
+    cells = np.full((len(values), 2 * len(axes)), -1)
+    for i, (axis, start) in enumerate(zip(axes, firsts[:-1].tolist(), strict=True)):
+        fine = axis.grid.codes(values[whole, i])
+        cells[whole, 2 * i] = start + fine // WIDTH
+        cells[whole, 2 * i + 1] = start + axis.grid.parents + fine
+    return Cells(cells, np.ones(cells.shape[1]), int(firsts[-1]))
 
 
 @dataclass(frozen=True)

@@ -23,17 +23,17 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from sfumato.common.analyses.analysis import Analysis, NoisySum
 from sfumato.common.analyses.domains import Domain, domain
-from sfumato.common.analyses.estimates import LEVEL, REACH, Number, independent_copies, number, quotient
+from sfumato.common.analyses.estimates import LEVEL, independent_copies
 from sfumato.common.analyses.parts import Unit, part
 from sfumato.common.analyses.quality_checks import UNREAD, Check, checks
+from sfumato.common.analyses.quality_counts import STANDS_OUT, Counts
 from sfumato.common.contract import Contract
 from sfumato.common.contributions import Rows
 from sfumato.common.errors import BadInput
 from sfumato.common.learners.consistent import Consistent
 
 MOST_NUMBERS = 20_000
-# Standard deviations of the noisier copy: of all customers, and of classes, of which there are many to choose from.
-STANDS_OUT, CLASS_STANDS_OUT = 2.0, 3.5
+CLASS_STANDS_OUT = 3.5  # as STANDS_OUT, of classes: there are many to choose from
 
 Floats = npt.NDArray[np.float64]
 
@@ -175,7 +175,7 @@ class Quality:
     def _named(self) -> list[str]:
         return ["all customers", *(f"{d.name} {cell}" for d in self.classes for cell in d.cells)]
 
-    def _counts(self, total: NoisySum) -> "_Counts":
+    def _counts(self, total: NoisySum) -> Counts:
         """Made to agree: the classes of a column add up to all customers."""
         values = total.values.reshape(self._each.shape) / self._each
         ends = np.cumsum(self._groups)
@@ -186,9 +186,9 @@ class Quality:
         both = [total.std / self._weights[:, k] for k in (0, 1)]
         people = Consistent.of(values[:, 0], both[0], ties)
         problems = [Consistent.of(v, both[1], ties) for v in values[:, 1:].T]
-        return _Counts(people, problems)
+        return Counts(people, problems)
 
-    def _standing_out(self, coarse: "_Counts", fine: "_Counts") -> Iterator[dict[str, Any]]:
+    def _standing_out(self, coarse: Counts, fine: Counts) -> Iterator[dict[str, Any]]:
         """Problems of many customers, the most frequent first; then classes that have one more often than all."""
         least = self.question.stands_out
         shares = {
@@ -200,41 +200,3 @@ class Quality:
             if not g or beyond >= max(least, CLASS_STANDS_OUT * shares[g, p][1]):
                 meaning = {"meaning": self.checks[p].meaning}
                 yield {"of": [*self._of(p), self._named[g]]} | fine.problem(g, p) | meaning
-
-
-@dataclass(frozen=True)
-class _Counts:
-    """Of each group how many customers there are; of each problem the sum of their halves."""
-
-    customers: Consistent
-    problems: list[Consistent]
-
-    def people(self, group: int) -> Number:
-        value, reach = (
-            float(self.customers.values[group]),
-            REACH * sqrt(self._variance(self.customers, group)),
-        )
-        return number(value, value - reach, value + reach)
-
-    def problem(self, group: int, problem: int) -> dict[str, Number]:
-        """How many have it, and which share of the group."""
-        x, n, vx, vn = self._moments(group, problem)
-        reach = REACH * sqrt(vx)
-        return {"customers": number(x, x - reach, x + reach), "share": quotient(x, n, vx, vn, vn / 2)}
-
-    def share(self, group: int, problem: int) -> tuple[float, float]:
-        """The share, and roughly its standard deviation; nothing of nobody."""
-        x, n, vx, vn = self._moments(group, problem)
-        if n <= STANDS_OUT * sqrt(vn):
-            return 0.0, 1.0
-        share = min(max(x / n, 0.0), 1.0)
-        return share, sqrt(max(vx - share * (1 - share) * vn, 0.0)) / n
-
-    def _moments(self, group: int, problem: int) -> tuple[float, float, float, float]:
-        halves, n = float(self.problems[problem].values[group]), float(self.customers.values[group])
-        vn = self._variance(self.customers, group)
-        return halves + n / 2, n, self._variance(self.problems[problem], group) + vn / 4, vn
-
-    @staticmethod
-    def _variance(of: Consistent, group: int) -> float:
-        return max(float(of.covariance[group, group]), 0.0)

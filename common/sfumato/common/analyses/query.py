@@ -18,59 +18,32 @@ from math import prod, sqrt
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
 
 from sfumato.common.analyses.analysis import Analysis, NoisySum
 from sfumato.common.analyses.blocks import Blocks, Key
-from sfumato.common.analyses.conditions import Between, Condition, Filter
+from sfumato.common.analyses.conditions import Between, Filter
 from sfumato.common.analyses.domains import NONE, Domain, domain
 from sfumato.common.analyses.estimates import LEVEL, REACH, Number, independent_copies, number
-from sfumato.common.analyses.measures import EVERYBODY, Measure, Measured, Name
+from sfumato.common.analyses.measures import EVERYBODY, Measured
 from sfumato.common.analyses.parts import part
 from sfumato.common.analyses.quantities import Quantity, any_column
+from sfumato.common.analyses.query_question import Group, Order, Question, check_names
 from sfumato.common.analyses.tables import Table
 from sfumato.common.contract import Contract
 from sfumato.common.contributions import Contributions
 from sfumato.common.errors import BadInput
+
+__all__ = ["Group", "Order", "Query", "Question", "build"]
 
 MOST_GROUPS, MOST_NUMBERS = 5_000, 20_000
 NAMED = 64  # a whole number with at most so many values has a group a value
 COUNTED = 0.05  # what a count's variance costs where no measure asks for it
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Group(_Strict):
-    """A column to group by, and what it is called in the answer."""
-
-    column: str
-    name: Name
-
-
-class Order(_Strict):
-    """By a group's or a measure's name."""
-
-    by: Name
-    down: bool = False
-
-
-class Question(_Strict):
-    """`having` compares measures by name; `order` and `limit` are of the answer's rows."""
-
-    groups: tuple[Group, ...] = Field(default=(), max_length=8)
-    measures: tuple[Measure, ...] = Field(min_length=1, max_length=50)
-    where: Condition | None = None
-    having: tuple[Between, ...] = Field(default=(), max_length=20)
-    order: tuple[Order, ...] = Field(default=(), max_length=20)
-    limit: int | None = Field(default=None, ge=1)
-
-
 def build(question: Question, contract: Contract) -> Analysis:
     """Raises BadInput on what the contract does not declare or cannot be grouped by or added up, on a name that is
     missing or there twice, and on too many groups or numbers."""
-    _check_names(question)
+    check_names(question)
     groups = tuple(_grouped(contract, g.column) for g in question.groups)
     measures = {m.name: Measured.of(contract, m) for m in question.measures}
     costs: dict[Key, float] = {EVERYBODY: COUNTED}
@@ -87,21 +60,6 @@ def build(question: Question, contract: Contract) -> Analysis:
         )
     kept = Filter.of(contract, question.where)
     return Query(question, groups, measures, blocks, kept, any_column(contract))
-
-
-def _check_names(question: Question) -> None:
-    measures = {m.name for m in question.measures}
-    named = [m.name for m in question.measures] + [g.name for g in question.groups]
-    if len(set(named)) < len(named) or "of" in named:
-        raise BadInput("question: a name is used twice, or is 'of'", hint="Name it otherwise, with AS.")
-    if len({g.column for g in question.groups}) < len(question.groups):
-        raise BadInput("question.groups: a column is named twice")
-    if not {b.column for b in question.having} <= measures or not {o.by for o in question.order} <= set(
-        named
-    ):
-        raise BadInput(
-            "question: `having` compares measures of the question, `order` names measures or groups"
-        )
 
 
 def _grouped(contract: Contract, name: str) -> Domain:

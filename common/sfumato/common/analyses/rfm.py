@@ -23,14 +23,14 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from sfumato.common.analyses.analysis import Analysis, NoisySum
 from sfumato.common.analyses.estimates import LEVEL, REACH
-from sfumato.common.analyses.levels import Axis, Cube
+from sfumato.common.analyses.levels import Axis, Cube, binned, starts
 from sfumato.common.analyses.parts import Unit, part
 from sfumato.common.analyses.rfm_groups import GROUPS, NEVER, group_of
 from sfumato.common.analyses.valued_cells import ValuedTotal
 from sfumato.common.contract import Contract
-from sfumato.common.contributions import Cells, Contributions, Rows
+from sfumato.common.contributions import Contributions, Rows
 from sfumato.common.errors import BadInput
-from sfumato.common.learners.quantiles import WIDTH, Interval
+from sfumato.common.learners.quantiles import Interval
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -91,7 +91,7 @@ class Rfm:
 
     @cached_property
     def _starts(self) -> Ints:
-        return np.cumsum([0, *(a.grid.length for a in self.axes)])
+        return starts(self.axes)
 
     def max_norm(self, round_: int) -> float:
         return sqrt(2 * len(self.axes)) if round_ == 0 else 1.0
@@ -106,19 +106,9 @@ class Rfm:
         if round_ == 0:
             if asked is not None:
                 raise ValueError("The first round is asked without numbers.")
-            return self._binned(values)
+            return binned(self.axes, values)
         cube = Cube.of(self.axes, self.question.cells, asked)
         return Rows(cube.valued().rows(cube.cell(values), values[:, -1]))
-
-    def _binned(self, values: Floats) -> Cells:
-        """Who lacks one of the numbers is in no bin."""
-        whole = ~np.isnan(values).any(axis=1)
-        cells = np.full((len(values), 2 * len(self.axes)), -1)
-        for i, (axis, start) in enumerate(zip(self.axes, self._starts[:-1].tolist(), strict=True)):
-            fine = axis.grid.codes(values[whole, i])
-            cells[whole, 2 * i] = start + fine // WIDTH
-            cells[whole, 2 * i + 1] = start + axis.grid.parents + fine
-        return Cells(cells, np.ones(cells.shape[1]), self.length(0))
 
     # --- the coordinator -------------------------------------------------------------------------------
 

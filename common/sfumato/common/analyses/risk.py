@@ -14,16 +14,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from math import sqrt
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from sfumato.common.analyses.analysis import Analysis, NoisySum
 from sfumato.common.analyses.estimates import LEVEL, REACH, independent_copies, number
 from sfumato.common.analyses.latest import Measure
 from sfumato.common.analyses.parts import Unit, part
+from sfumato.common.analyses.risk_question import Question, check_grades
 from sfumato.common.analyses.scored import Score
 from sfumato.common.contract import Contract
 from sfumato.common.contributions import Contributions
@@ -31,49 +31,18 @@ from sfumato.common.errors import BadInput
 from sfumato.common.learners.centred import CentredCells
 from sfumato.common.learners.grade_metrics import GradeCounts, kolmogorov_smirnov
 from sfumato.common.learners.losses import Losses, share, total
-from sfumato.common.learners.models import ModelHeader
 from sfumato.common.learners.scorecard import FEWEST, information
 from sfumato.common.learners.uplift import Cell
 from sfumato.common.learners.winsor import Sizes
 
+__all__ = ["Question", "Risk", "build"]
+
 Asked = npt.NDArray[np.float32] | None
-
-
-class Question(BaseModel):
-    """`known_model`, in a job file the path of a scorecard's model.safetensors, or the column `score`; `cuts` part it
-    into grades, named from the lowest score up. `bad` is the contract's label if it is not set."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    known_model: ModelHeader | None = None
-    score: str | None = None
-    safer: Literal["high", "low"] = "high"
-    held_out: bool = False
-    cuts: tuple[FiniteFloat, ...] = Field(min_length=1, max_length=29)
-    names: tuple[str, ...] = Field(default=(), max_length=30)
-    bad: str | None = None
-    exposure: str
-    exposure_bound: FiniteFloat | None = None
-    bound_share: float = Field(default=0.1, gt=0, lt=0.5)
-    lgd: float = Field(default=0.45, gt=0, le=1)
-    pd: tuple[float, ...] = Field(default=(), max_length=30)
-    reference: tuple[float, ...] = Field(default=(), max_length=30)
 
 
 def build(question: Question, contract: Contract) -> Analysis:
     """Raises BadInput on columns, cut points and lists that do not fit, and on a model that is no scorecard."""
-    grades = len(question.cuts) + 1
-    if any(a >= b for a, b in pairwise(question.cuts)):
-        raise BadInput("question.cuts: must be strictly increasing")
-    for key in ("names", "pd", "reference"):
-        if getattr(question, key) and len(getattr(question, key)) != grades:
-            raise BadInput(f"question.{key}: {len(question.cuts)} cuts make {grades} grades")
-    if len(set(question.names)) < len(question.names):
-        raise BadInput("question.names: a grade is named twice")
-    if question.reference and (min(question.reference) <= 0 or abs(sum(question.reference) - 1) > 0.01):
-        raise BadInput("question.reference: shares must be above 0 and add up to 1")
-    if any(not 0 <= p <= 1 for p in question.pd):
-        raise BadInput("question.pd: default rates lie between 0 and 1")
+    check_grades(question)
     score = Score.of(contract, question.known_model, question.score, question.held_out)
     bad = question.bad or (contract.label.name if contract.label else None)
     if bad is None:

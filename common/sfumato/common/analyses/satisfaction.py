@@ -9,20 +9,19 @@ Reading        All parts count the same voices: least squares makes them agree. 
                intervals; what goes with a score is a regression (see learners.drivers).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import sqrt
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from sfumato.common.analyses.analysis import Analysis, NoisySum
 from sfumato.common.analyses.domains import domain
-from sfumato.common.analyses.estimates import LEVEL, Number
-from sfumato.common.analyses.parts import Unit, part
-from sfumato.common.analyses.voice_sums import ANSWERED, PLACE, VERDICT, Key, VoiceSums
+from sfumato.common.analyses.estimates import LEVEL
+from sfumato.common.analyses.satisfaction_answer import ScoreParts
+from sfumato.common.analyses.voice_sums import VoiceSums
 from sfumato.common.analyses.voices import SCALES, Answers, Groups
 from sfumato.common.contract import Contract
 from sfumato.common.contributions import Rows
@@ -32,20 +31,6 @@ from sfumato.common.learners.driver_moments import Driver, Moments
 from sfumato.common.learners.drivers import MOST_DRIVERS, MOST_INPUTS, driven
 
 MOST_CELLS = 400
-KINDS = ("detractor", "passive", "promoter")
-COUNTED: dict[str, Unit] = {"customers": "customers", "share": "share"}
-SCORED: dict[str, Unit] = {
-    "answered": "customers",
-    "response": "share",
-    "nps": "points",
-    "promoters": "share",
-    "passives": "share",
-    "detractors": "share",
-    "content": "share",
-    "mean": "number",
-}
-
-Floats = npt.NDArray[np.float64]
 
 
 class Question(BaseModel):
@@ -155,16 +140,7 @@ class Satisfaction:
         far as they were asked; a regression's `ridge` stands beside them."""
         total, sums, size = totals[0], self.sums, len(self.sums.weights)
         found = Consistent.of(total.values[:size] / sums.weights, total.std / sums.weights, sums.ties)
-        scores = range(len(sums.scores))
-        parts = [self._part(sums.scores[s].scale.name, (), [self._overall(found, s)]) for s in scores]
-        parts.append(part("answers", ("score", "answer"), COUNTED, self._answers(found)))
-        if sums.tables:
-            cells = [(t, g) for t, table in enumerate(sums.tables) for g in range(len(table.cells.cells))]
-            for s in scores:
-                rows = [self._group(found, t, g, s) for t, g in cells]
-                parts.append(self._part(f"{sums.scores[s].scale.name} by group", ("column", "value"), rows))
-        if sums.moved:
-            parts.append(part("moves", ("before", "latest"), COUNTED, self._moves(found)))
+        parts = ScoreParts(sums, found).parts()
         latest, days = self.question.latest, self.question.days
         said = "the latest answer" if latest == 1 else f"the mean of the latest {latest} answers"
         notes = [f"Every customer has one voice: {said}" + (f" of {days} days." if days else ".")]
@@ -176,63 +152,3 @@ class Satisfaction:
             parts, notes = parts + more, notes + said_of_them
             answer["ridge"] = ridge
         return answer | {"notes": notes, "parts": parts}
-
-    @staticmethod
-    def _part(name: str, by: tuple[str, ...], rows: list[dict[str, Any]]) -> dict[str, Any]:
-        return part(name, by, {m: u for m, u in SCORED.items() if any(m in r for r in rows)}, rows)
-
-    def _overall(self, found: Consistent, s: int) -> dict[str, Any]:
-        """One score of all customers."""
-        sums, key, scale = self.sums, ("score", s), self.sums.scores[s].scale
-        answered = sums.form(key)
-        row = {
-            "of": [],
-            "answered": found.count(answered),
-            "response": found.ratio(answered, sums.form(("everyone",))),
-            **self._score(found, s, key, None),
-        }
-        if scale.name == "nps":
-            for kind, name in zip((-1, 0, 1), KINDS, strict=True):
-                those = np.array(scale.verdict) == kind
-                row[name + "s"] = found.ratio(sums.form(("answer", s), factors=those * 1.0), answered)
-        return row
-
-    def _group(self, found: Consistent, t: int, g: int, s: int) -> dict[str, Any]:
-        """One score of one group; who did not answer has a group only if the customers have it."""
-        sums, table, key = self.sums, self.sums.tables[t], ("group", t, s)
-        answered = sums.form(key, group=g)
-        row = {"of": [table.name, table.cells.cells[g]], "answered": found.count(answered)}
-        if not table.by_answer:
-            row["response"] = found.ratio(answered, sums.form(("people", t), group=g))
-        return row | self._score(found, s, key, g)
-
-    def _score(self, found: Consistent, s: int, key: Key, group: int | None) -> dict[str, Number]:
-        sums, scale = self.sums, self.sums.scores[s].scale
-        answered, verdict = (sums.form(key, m, group=group) for m in (ANSWERED, VERDICT))
-        score = found.ratio(verdict, answered, -1.0, 1.0)
-        if scale.name == "nps":
-            return {"nps": {end: 100 * x for end, x in score.items()}}
-        mean = found.ratio(sums.form(key, PLACE, group=group), answered, -1.0, 1.0)
-        half = (scale.most - scale.least) / 2
-        return {
-            "content": {end: (1 + x) / 2 for end, x in score.items()},
-            "mean": {end: scale.least + half * (1 + x) for end, x in mean.items()},
-        }
-
-    def _answers(self, found: Consistent) -> Iterator[dict[str, Any]]:
-        for s, score in enumerate(self.sums.scores):
-            whole = self.sums.form(("score", s))
-            for a in range(score.scale.answers):
-                one = self.sums.form(("answer", s), group=a)
-                of = [score.scale.name, str(score.scale.least + a)]
-                yield {"of": of, "customers": found.count(one), "share": found.ratio(one, whole)}
-
-    def _moves(self, found: Consistent) -> Iterator[dict[str, Any]]:
-        """The share is of those who were of the kind before."""
-        kinds = {"nps": KINDS, "csat": ("not content", "", "content")}[self.sums.scores[0].scale.name]
-        named = [(k, name) for k, name in enumerate(kinds) if name]
-        for before, was in named:
-            forms = {name: self.sums.form(("moves",), group=3 * before + k) for k, name in named}
-            whole = np.sum(list(forms.values()), axis=0)
-            for name, one in forms.items():
-                yield {"of": [was, name], "customers": found.count(one), "share": found.ratio(one, whole)}

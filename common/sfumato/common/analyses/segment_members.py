@@ -7,6 +7,7 @@ Reading        How many customers, the largest segment first; where the mean of 
                which share has which category. Ratios with Fieller's interval (1954).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import sqrt
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sfumato.common.analyses.analysis import NoisySum
-from sfumato.common.analyses.estimates import REACH, Number, number, quotient
+from sfumato.common.analyses.estimates import LEVEL, REACH, Number, number, quotient
 from sfumato.common.contributions import Rows
 from sfumato.common.learners.components import Inputs
 from sfumato.common.learners.encoding import FeatureSpec, unscaled
@@ -62,6 +63,15 @@ class Members:
     def order(self, total: NoisySum, segments: int) -> Ints:
         """The segments, largest first."""
         return np.argsort(-total.values[:segments], kind="stable")
+
+    def answer(self, chosen: Mapping[str, Any], total: NoisySum) -> dict[str, Any]:
+        """{"names", "level", "chosen", "segments": as `read`}; `chosen` says how many segments there are."""
+        return {
+            "names": [s.name for s in self.inputs.specs if s.numeric],
+            "level": LEVEL,
+            "chosen": chosen,
+            "segments": self.read(total, chosen["segments"]),
+        }
 
     def read(self, total: NoisySum, segments: int) -> list[dict[str, Any]]:
         """{"customers", "share", "centre": {number: ...}, "mix": {category: {value: ...}}}, in that order."""

@@ -19,7 +19,6 @@ import numpy.typing as npt
 from pydantic import Field
 
 from sfumato.common.analyses.analysis import Analysis, NoisySum
-from sfumato.common.analyses.estimates import LEVEL
 from sfumato.common.analyses.segment_members import Members
 from sfumato.common.contract import Contract
 from sfumato.common.contributions import Contributions
@@ -104,7 +103,7 @@ class Segments:
     def read(self, totals: list[NoisySum]) -> dict[str, Any]:
         """{"names", "level", "chosen": {"segments", "of": [{"segments", "inertia", "score"}]}, "segments":
         [{"customers", "share", "centre": {name: number}}]}, largest first."""
-        return _answer(self.inputs, self.fit.chosen(totals), self._members, totals[-1])
+        return self._members.answer(self.fit.chosen(totals), totals[-1])
 
     def saved(
         self, totals: list[NoisySum]
@@ -114,15 +113,6 @@ class Segments:
         return {"centres": centres[self._members.order(totals[-1], len(centres))]}, {
             "names": list(self.fit.names)
         }
-
-
-def _answer(inputs: Inputs, choice: dict[str, Any], members: Members, last: NoisySum) -> dict[str, Any]:
-    return {
-        "names": [s.name for s in inputs.specs if s.numeric],
-        "level": LEVEL,
-        "chosen": choice,
-        "segments": members.read(last, choice["segments"]),
-    }
 
 
 @dataclass(frozen=True)
@@ -198,8 +188,7 @@ class ComponentSegments:
         """As `Segments` reads it; a segment has a `mix` of categories, too, and `components` say by how much each
         input moves along them."""
         choice, directions = self.fit.chosen(totals[1:]), self._components(totals).directions
-        found = _answer(self.moments.inputs, choice, self._members, totals[-1])
-        return {**found, "components": directions.T.tolist()}
+        return {**self._members.answer(choice, totals[-1]), "components": directions.T.tolist()}
 
     def saved(
         self, totals: list[NoisySum]
