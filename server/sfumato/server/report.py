@@ -62,7 +62,7 @@ SUMS = {
         ("boosted-trees", "scorecard"),
         "one for the bins of the columns, one for each step of the training and one for the score counts",
     ),
-    "segments": "one for each step on the way to the segments",
+    "segments": "one for each step on the way to the segments, and one for who is in them",
     "profile": "of how many customers each group has",
     "drift": "of how many customers each bin has",
 }
