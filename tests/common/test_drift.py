@@ -1,5 +1,7 @@
 """Drift: against counts without noise, and whether its intervals hold the truth."""
 
+from datetime import date
+
 import numpy as np
 import pytest
 
@@ -8,6 +10,7 @@ from sfumato.common.analyses.analysis import NoisySum
 from sfumato.common.contract import Contract
 from sfumato.common.errors import BadInput
 from sfumato.common.learners.bins import Column, Schema
+from sfumato.common.learners.schema import SchemaRound
 
 CONTRACT = Contract.model_validate(
     {
@@ -125,6 +128,21 @@ def test_the_index_holds_where_a_bin_has_nobody_any_more() -> None:
 def test_drowned_columns_are_not_judged() -> None:
     answer = asked(schema([40.0] * 4, [50.0] * 3, std=200.0)).read([NoisySum(np.full(7, 50.0), 200.0)])
     assert {d["verdict"] for d in answer["drift"]} == {"cannot tell"}
+
+
+def test_another_day_has_the_same_columns_and_is_asked() -> None:
+    """Customers change with the days: a schema of last year's day is asked about as of today."""
+    then, today = (CONTRACT.model_copy(update={"as_of": date(year, 7, 1)}) for year in (2024, 2025))
+    left = SchemaRound(then).schema(NoisySum(np.full(SchemaRound(then).length(0), 50.0), 1.0))
+    assert drift.build(drift.Question(known=left), then).columns == ("visits", "tier")
+    now = drift.build(drift.Question(known=left), today)
+    assert now.length(0) == sum(left.cardinalities)
+    older = left.model_copy(update={"inputs": None})
+    with pytest.raises(BadInput, match="not one of contract"):
+        drift.build(drift.Question(known=older), today)
+    other = today.model_copy(update={"purpose": "Something else entirely."})
+    with pytest.raises(BadInput, match="not one of contract"):
+        drift.build(drift.Question(known=left), other)
 
 
 def test_the_schema_of_another_contract_is_refused() -> None:

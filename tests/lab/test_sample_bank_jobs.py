@@ -3,7 +3,7 @@
 import io
 import shutil
 from collections.abc import Iterator, Mapping
-from datetime import timedelta
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,9 @@ def test_drift_is_asked_by_the_schema_that_the_scorecard_left(
     assert model is not None and model.header.schema_ is not None
     (tmp_path / "schema.json").write_text(model.header.schema_.model_dump_json(), encoding="utf-8")
     shutil.copy(EXAMPLES / f"{OF_ITS_RUN}.toml", tmp_path)
-    assert_answered(load_job(tmp_path / f"{OF_ITS_RUN}.toml"), contract, vaults)
+    job = load_job(tmp_path / f"{OF_ITS_RUN}.toml")
+    for day in (None, date(2025, 6, 1)):
+        assert_answered(job.model_copy(update={"as_of": day}), contract, vaults)
 
 
 def assert_answered(job: AnyJob, contract: Contract, vaults: Vaults) -> None:

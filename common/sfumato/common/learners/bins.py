@@ -76,9 +76,11 @@ class Column(_Frozen):
 
 
 class Schema(_Frozen):
-    """Every feature's bins, in the order of `encoding.model_features`. `contract` is the contract's hash."""
+    """Every feature's bins, in the order of `encoding.model_features`. `contract` is the contract's hash, `inputs`
+    that of its columns alone (`encoding.inputs_hash`), which another day's contract shares; None in older files."""
 
     contract: str
+    inputs: str | None = None
     label: str | None
     customers: FiniteFloat
     positives: FiniteFloat | None

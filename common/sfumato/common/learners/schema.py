@@ -30,6 +30,7 @@ from sfumato.common.learners.encoding import (
     FeatureSpec,
     bin_edges,
     category_codes,
+    inputs_hash,
     model_features,
     number_codes,
 )
@@ -153,6 +154,7 @@ class SchemaRound:
         )
         return Schema(
             contract=self.contract.hash,
+            inputs=inputs_hash(self.contract),
             label=self._label.name if self._label else None,
             customers=customers,
             positives=float(whole[1]) if self._label else None,
