@@ -6,7 +6,8 @@ Contribution   That of a campaign with one outcome (arms.py, trial.py): an l2 no
 Reading        By group, each reward's mean with an interval for the noise; and which reward wins there. All rewards
                are compared with each other in all groups at once: with a probability of 95 % all these statements
                are right about customers of the kind, noise and sampling error counted (Sidak 1967). `lead` is over
-               the best of the others (multiple comparisons with the best: Hsu 1996, chapter 4).
+               the best of the others (multiple comparisons with the best: Hsu 1996, chapter 4), raised for what was
+               cut off.
 """
 
 from collections.abc import Iterator
