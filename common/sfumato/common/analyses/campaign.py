@@ -6,8 +6,9 @@ Contribution   See arms.py: an l2 norm of 1. Before it, where an amount's bound 
                histogram of sizes for each such amount (learners.winsor).
 Reading        For each outcome and arm the mean, and over control the uplift, absolute and relative, with intervals
                for the noise alone; `effect` is the uplift with an interval for noise and sampling error together,
-               raised for what was cut off, `chance` the one-sided probability that it helps. Groups come ranked by the lower end of their
-               effect in an independent copy of the total, so that the numbers shown are not those ranked by.
+               raised for what was cut off, `chance` the one-sided probability that it helps. Groups come ranked by
+               the lower end of their effect in an independent copy of the total, so that the numbers shown are not
+               those ranked by.
 """
 
 from collections.abc import Iterator
