@@ -25,7 +25,7 @@ Asked = npt.NDArray[np.float32] | None
 Range = tuple[float, float]
 
 # Of what is cut off, over a relative uplift u of the rest: u is as likely to be anything up to 1, and the uplift of
-# what is cut off anything up to 2 u. Differences are raised as if it were u: squared, that errs by u^2 / 3, in all 1/9.
+# what is cut off anything up to 2 u. Differences are raised as if it were u: squared, that errs by u^2 / 3, or 1/9.
 UNLIKE = 1 / 3
 
 
