@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 from analytics_harness import DATA, Bar, Case, Columns, Pairs, answers, bank_columns, pooled, split
 
-from sfumato.common import analyses
+from sfumato.common.analyses import catalogue
 from sfumato.common.analyses.latest import latest
 from sfumato.common.contract import Contract, load_contract
 from sfumato.lab.samplebank import generate
@@ -65,7 +65,7 @@ def cases() -> Iterator[Case]:
     with tempfile.TemporaryDirectory() as directory:
         bank = generate(Path(directory) / "bank")
         contract = load_contract(bank.contract)
-        names = analyses.build("campaign", BANK_QUESTION, contract).columns
+        names = catalogue.build("campaign", BANK_QUESTION, contract).columns
         branches = bank_columns(bank, names, Path(directory))
     yield case("sample bank", contract, BANK_QUESTION, branches)
     found = mails()

@@ -19,7 +19,7 @@ import pyarrow as pa
 from sfumato.client.features import analysis_frame
 from sfumato.client.ingest.load import ingest, open_source
 from sfumato.client.vault.store import Store
-from sfumato.common import analyses
+from sfumato.common.analyses import catalogue
 from sfumato.common.analyses.analysis import NoisySum, SavesModel
 from sfumato.common.analyses.standing import Standing
 from sfumato.common.contract import Contract, load_contract
@@ -104,7 +104,7 @@ def answers(case: Case, epsilon: float, seeds: int, *, start: int = 0) -> Iterat
         if not known or more:
             job = case.job(epsilon, more)
             analysis, plan = (
-                analyses.build(job.kind, job.question, case.contract),
+                catalogue.build(job.kind, job.question, case.contract),
                 Plan.of(job, case.contract),
             )
             if isinstance(analysis, Standing):
@@ -139,7 +139,7 @@ def noisy(
 def exact(case: Case) -> dict[str, Any]:
     """The answer with next to no noise: where reading is what is to be checked, and not the counting."""
     job = case.job(1.0)
-    analysis = analyses.build(job.kind, job.question, case.contract)
+    analysis = catalogue.build(job.kind, job.question, case.contract)
     plan, totals = Plan.of(job, case.contract), list[NoisySum]()
     for round_ in range(len(analysis.shares)):
         asked = analysis.ask(round_, totals)

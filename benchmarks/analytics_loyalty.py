@@ -8,7 +8,7 @@ from typing import Any
 from analytics_campaign import Naive
 from analytics_harness import Case, Pairs, bank_columns, pooled
 
-from sfumato.common import analyses
+from sfumato.common.analyses import catalogue
 from sfumato.common.contract import load_contract
 from sfumato.lab.samplebank import generate
 
@@ -24,7 +24,7 @@ def cases() -> Iterator[Case]:
     with tempfile.TemporaryDirectory() as directory:
         bank = generate(Path(directory) / "bank")
         contract = load_contract(bank.contract)
-        names = analyses.build("loyalty", QUESTION, contract).columns
+        names = catalogue.build("loyalty", QUESTION, contract).columns
         branches = bank_columns(bank, names, Path(directory))
     naive = Naive({"treatment": QUESTION["reward"], "control": "none"}, pooled(branches))
 

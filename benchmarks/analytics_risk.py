@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 from analytics_harness import DATA, Case, Columns, Pairs, bank_columns, pooled, split
 
-from sfumato.common import analyses
+from sfumato.common.analyses import catalogue
 from sfumato.common.analyses.latest import latest
 from sfumato.common.contract import Contract, load_contract
 from sfumato.lab.samplebank import generate
@@ -55,7 +55,7 @@ def cases() -> Iterator[Case]:
     with tempfile.TemporaryDirectory() as directory:
         bank = generate(Path(directory) / "bank")
         contract = load_contract(bank.contract)
-        names = analyses.build("risk", BANK, contract).columns
+        names = catalogue.build("risk", BANK, contract).columns
         branches = bank_columns(bank, names, Path(directory))
     yield case("sample bank", contract, BANK, branches)
     yield case("sample bank, bound stated", contract, BANK | {"exposure_bound": 400_000.0}, branches)

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 from analytics_harness import DATA
 
-from sfumato.common import analyses
+from sfumato.common.analyses import catalogue
 from sfumato.common.analyses.analysis import NoisySum
 from sfumato.common.analyses.campaign import Campaign
 from sfumato.common.analyses.estimates import REACH
@@ -81,7 +81,7 @@ class Drawn:
             }
         )
         question = {"treatment": "arm", "control": names[0], "outcomes": ["spent"]}
-        found = analyses.build("campaign", question, contract)
+        found = catalogue.build("campaign", question, contract)
         assert isinstance(found, Campaign)
         return found
 

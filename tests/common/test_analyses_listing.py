@@ -8,7 +8,7 @@ import typer
 from typer.testing import CliRunner
 
 from sfumato.common import analyses_listing as listing
-from sfumato.common.analyses import CATALOGUE
+from sfumato.common.analyses.catalogue import CATALOGUE
 from sfumato.common.analyses_cli import analyses
 from sfumato.common.errors import BadInput
 from sfumato.common.job import load_job

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from sfumato.common import analyses
+from sfumato.common.analyses import catalogue
 from sfumato.common.analyses.analysis import NoisySum
 from sfumato.common.analyses.arms import Arms
 from sfumato.common.analyses.campaign import Campaign, Question, build
@@ -284,4 +284,4 @@ def test_the_effect_s_interval_holds_what_other_customers_would_do() -> None:
 
 
 def test_it_stands_in_the_catalogue() -> None:
-    assert analyses.build("campaign", ASKED, CONTRACT).columns == ("arm", "bought", "spent", "town")
+    assert catalogue.build("campaign", ASKED, CONTRACT).columns == ("arm", "bought", "spent", "town")

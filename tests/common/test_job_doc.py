@@ -9,8 +9,8 @@ import pytest
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from sfumato.common import analyses
 from sfumato.common import job as j
+from sfumato.common.analyses import catalogue as analyses
 from sfumato.common.learners import catalogue
 
 PAGE = (Path(__file__).parents[2] / "docs" / "jobs.md").read_text(encoding="utf-8")

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sfumato.common import analyses
+from sfumato.common.analyses import catalogue
 from sfumato.common.analyses.active_months import OLDEST, ActiveMonths
 from sfumato.common.analyses.analysis import NoisySum
 from sfumato.common.analyses.life_states import STATES, Rules
@@ -256,7 +256,7 @@ def test_a_table_that_cannot_be_read_by_month(table: str, says: str) -> None:
 
 def test_it_takes_a_day_to_look_back_from() -> None:
     with pytest.raises(BadInput, match="as_of"):
-        analyses.build("lifecycle", {"table": "visits"}, contract(None))
+        catalogue.build("lifecycle", {"table": "visits"}, contract(None))
 
 
 @pytest.mark.parametrize("more", [{"sleep": 4}, {"survival": 4}, {"months": 1}, {"new": 0}])

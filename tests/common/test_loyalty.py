@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sfumato.common import analyses
+from sfumato.common.analyses import catalogue
 from sfumato.common.analyses.analysis import NoisySum
 from sfumato.common.analyses.loyalty import Loyalty, Question, build
 from sfumato.common.contract import Contract
@@ -145,4 +145,4 @@ def test_numbers_that_nobody_asked_for_are_refused() -> None:
 
 
 def test_it_stands_in_the_catalogue() -> None:
-    assert analyses.build("loyalty", ASKED, CONTRACT).columns == ("gift", "came", "town")
+    assert catalogue.build("loyalty", ASKED, CONTRACT).columns == ("gift", "came", "town")

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from sfumato.common import analyses
+from sfumato.common.analyses import catalogue
 from sfumato.common.analyses.analysis import NoisySum
 from sfumato.common.analyses.profile import Profile, Question, build
 from sfumato.common.contract import Contract
@@ -193,7 +193,7 @@ def test_too_many_cells_are_refused_with_their_number() -> None:
 )
 def test_a_malformed_question(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
-        analyses.build("profile", wrong, contract())
+        catalogue.build("profile", wrong, contract())
 
 
 def test_a_profile_is_asked_without_numbers() -> None:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
-from sfumato.common import analyses
+from sfumato.common.analyses import catalogue
 from sfumato.common.analyses.analysis import NoisySum
 from sfumato.common.analyses.conditions import Among, Between, Every, Filter, Missing, Not, Some, Tree
 from sfumato.common.analyses.query import Query, Question, build
@@ -328,7 +328,7 @@ def test_what_the_contract_does_not_declare_is_refused(question: dict[str, Any],
 )
 def test_a_question_of_another_form_is_none(question: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
-        analyses.build("query", {"measures": [N], **question}, CONTRACT)
+        catalogue.build("query", {"measures": [N], **question}, CONTRACT)
 
 
 def test_a_tree_that_is_too_deep_or_too_wide_is_refused() -> None:

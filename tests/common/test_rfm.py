@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sfumato.common import analyses
+from sfumato.common.analyses import catalogue
 from sfumato.common.analyses.analysis import NoisySum
 from sfumato.common.analyses.levels import Axis, Cube
 from sfumato.common.analyses.parts import parts_of
@@ -241,9 +241,9 @@ def test_a_question_that_cannot_be_asked(more: dict[str, str], says: str) -> Non
 
 def test_the_catalogue_knows_it_and_refuses_four_levels() -> None:
     question = {"recency": "days", "frequency": "orders", "money": "spent"}
-    assert isinstance(analyses.build("rfm", question, CONTRACT), Rfm)
+    assert isinstance(catalogue.build("rfm", question, CONTRACT), Rfm)
     with pytest.raises(ValueError, match="cells"):
-        analyses.build("rfm", question | {"cells": 4}, CONTRACT)
+        catalogue.build("rfm", question | {"cells": 4}, CONTRACT)
 
 
 def test_groups_are_named_for_every_score_and_no_other() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from sfumato.common import analyses
+from sfumato.common.analyses import catalogue
 from sfumato.common.analyses.analysis import HELD_OUT, NoisySum
 from sfumato.common.analyses.risk import Question, Risk, build
 from sfumato.common.contract import Contract
@@ -259,7 +259,7 @@ exposure_bound = 10000
     )
     job = load_job(tmp_path / "job.toml")
     assert isinstance(job, AnalysisJob)
-    question = analyses.build("risk", job.question, CONTRACT)
+    question = catalogue.build("risk", job.question, CONTRACT)
     assert isinstance(question, Risk)
     assert set(question.columns) == {"age", "home", "failed", "owed", HELD_OUT}
     frame = people(3000, 8)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sfumato.common import analyses
+from sfumato.common.analyses import catalogue
 from sfumato.common.analyses.analysis import NoisySum
 from sfumato.common.analyses.parts import parts_of
 from sfumato.common.analyses.paths import PathCounts, Paths, best_alike, settled, variance
@@ -245,6 +245,6 @@ def test_a_question_that_cannot_be_asked(more: dict[str, Any], says: str | None)
 
 def test_it_takes_a_day_to_look_back_from_and_the_catalogue_knows_it() -> None:
     with pytest.raises(BadInput, match="as_of"):
-        analyses.build("trend", {"follow": "visits"}, contract(None))
+        catalogue.build("trend", {"follow": "visits"}, contract(None))
     with pytest.raises(ValueError, match="changes"):
-        analyses.build("trend", {"follow": "visits", "changes": 0}, contract())
+        catalogue.build("trend", {"follow": "visits", "changes": 0}, contract())

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sfumato.common import analyses, codec, messages
+from sfumato.common import codec, messages
+from sfumato.common.analyses import catalogue
 from sfumato.common.analyses.analysis import NoisySum
 from sfumato.common.errors import RefusalCode
 from sfumato.common.job import sign_job
@@ -77,7 +78,7 @@ def truth(village: Any, names: set[str]) -> np.ndarray:
     """The plain sum over these branches' customers, by the analysis' own contribution and nothing else."""
     columns = {c: [x[c] for x in village.customers if x["place"] in names] for c in ("product", "age")}
     job = village.job()
-    analysis = analyses.build(job.kind, job.question, village.contract)
+    analysis = catalogue.build(job.kind, job.question, village.contract)
     given = analysis.contribute(0, {c: columns[c] for c in analysis.columns}, None)
     total = np.zeros(analysis.length(0))
     for j, weight in enumerate(given.weights):

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sfumato.common import analyses, codec, fixed_point, messages
+from sfumato.common import codec, fixed_point, messages
+from sfumato.common.analyses import catalogue
 from sfumato.common.analyses.analysis import NoisySum
 from sfumato.common.enrolment import Enrolment, ed25519_text
 from sfumato.common.errors import BadInput, SfumatoError, Unavailable
@@ -280,7 +281,7 @@ def assert_as_if_never_cut(desk: Desk, signed: SignedJob, runs: list[Ended]) -> 
     assert isinstance(outcome, JobOutcome)
     told = Told(desk, signed, asked, outcome.evidence)
     if isinstance(job, AnalysisJob):
-        analysis = analyses.build(job.kind, job.question, signed.contract)
+        analysis = catalogue.build(job.kind, job.question, signed.contract)
         assert outcome.answer == analysis.read([told.total(0, analysis.length(0))])
         return
     again = learn(told, job) if isinstance(job, LearnerJob) else train(told, job)

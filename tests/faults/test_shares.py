@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from sfumato.common import analyses, codec, messages
+from sfumato.common import codec, messages
+from sfumato.common.analyses import catalogue
 from sfumato.common.errors import RefusalCode
 from sfumato.common.fixed_point import GRID
 from sfumato.lab.in_process import Answerer, run_in_process
@@ -41,7 +42,7 @@ def stored(village: Any, node: int, job_id: str) -> list[bytes]:
 
 def truth(village: Any, job: Any, slots: int) -> np.ndarray:
     """The plain sum in grid steps, by the analysis' own contribution and nothing else; the slots stay empty."""
-    analysis = analyses.build(job.kind, job.question, village.contract)
+    analysis = catalogue.build(job.kind, job.question, village.contract)
     columns = {c: [x[c] for x in village.customers] for c in analysis.columns}
     given = analysis.contribute(0, columns, None)
     total = np.zeros(analysis.length(0) + slots)

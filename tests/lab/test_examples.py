@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sfumato.client.ingest.checks import check_batch, check_header
 from sfumato.client.ingest.load import open_source
 from sfumato.client.ingest.sources import Source
-from sfumato.common import analyses
+from sfumato.common.analyses import catalogue
 from sfumato.common.contract import Column, ColumnType, Contract, OutOfDomain, Role, load_contract
 from sfumato.common.contributions import Cells
 from sfumato.common.job import AnalysisJob, ChurnNetJob, load_job, sign_job
@@ -101,7 +101,7 @@ def test_the_portrait_is_valid_and_reads_every_real_customer_once_a_table(exampl
     assert isinstance(job, AnalysisJob)
     assert job.contract == contract.name
     assert job.privacy.delta <= 1 / KNOWN[example][2]
-    asked = analyses.build(job.kind, job.question, contract)
+    asked = catalogue.build(job.kind, job.question, contract)
     data = pq.read_table(data_of(example), columns=list(asked.columns))
     found = asked.contribute(0, {name: data[name] for name in asked.columns}, None)
     assert isinstance(found, Cells)

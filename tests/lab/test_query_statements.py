@@ -17,8 +17,7 @@ import pytest
 from scipy import stats
 
 from sfumato.client.vault.customers import WarmData
-from sfumato.common import analyses
-from sfumato.common.analyses import query
+from sfumato.common.analyses import catalogue, query
 from sfumato.common.analyses.analysis import NoisySum
 from sfumato.common.analyses.domains import NONE, domain
 from sfumato.common.analyses.estimates import REACH
@@ -531,7 +530,7 @@ def test_2000_statements_are_answered_rightly_or_refused_with_a_reason(bank: Ban
         answered += 1
         assert SECRET not in job.model_dump_json()
         estimate = Estimate.of(job, bank.contract, 3)
-        asked = analyses.build(job.kind, job.question, bank.contract)
+        asked = catalogue.build(job.kind, job.question, bank.contract)
         assert isinstance(asked, Query)
         assert (estimate.numbers, estimate.groups) == (asked.length(0), len(asked.possible))
         assert 0 < estimate.epsilon_once < estimate.epsilon <= asking.epsilon

@@ -11,7 +11,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from rich.console import Console
 
-from sfumato.common import analyses
+from sfumato.common.analyses import catalogue
 from sfumato.common.analyses.parts import parts_of
 from sfumato.common.contract import Contract, load_contract
 from sfumato.common.job import AnalysisJob, AnyJob, load_job, sign_job
@@ -44,7 +44,7 @@ def vaults(bank: SampleBank) -> Iterator[Vaults]:
 
 
 def test_every_analysis_has_an_example() -> None:
-    assert set(analyses.CATALOGUE) - {load_job(EXAMPLES / f"{name}.toml").kind for name in JOBS} == {
+    assert set(catalogue.CATALOGUE) - {load_job(EXAMPLES / f"{name}.toml").kind for name in JOBS} == {
         OF_ITS_RUN
     }
 

@@ -16,7 +16,7 @@ import pytest
 
 from sfumato.client.ingest.checks import check_batch, check_header
 from sfumato.client.ingest.load import open_source
-from sfumato.common import analyses
+from sfumato.common.analyses import catalogue
 from sfumato.common.contract import Contract, Protection, Role, load_contract
 from sfumato.common.errors import BadInput
 from sfumato.common.job import AnalysisJob, load_job
@@ -86,7 +86,7 @@ def test_the_portrait_asks_of_every_side_of_a_customer(bank: SampleBank, contrac
     job = load_job(bank.profile)
     assert isinstance(job, AnalysisJob)
     assert (job.contract, job.privacy.mode) == (contract.name, "secure-sum")
-    asked = analyses.build(job.kind, job.question, contract)
+    asked = catalogue.build(job.kind, job.question, contract)
     assert {"age", "txn_count_90d", "nps_mean_365d", "tenure_months", "churned"} <= set(asked.columns)
     assert asked.length(0) < 500
 

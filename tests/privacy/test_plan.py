@@ -10,7 +10,7 @@ from dp_accounting.dp_event import DpEvent
 from dp_accounting.pld import PLDAccountant
 from dp_accounting.privacy_accountant import NeighboringRelation
 
-from sfumato.common import analyses
+from sfumato.common.analyses import catalogue
 from sfumato.common.contract import Contract, load_contract
 from sfumato.common.errors import Refusal, RefusalCode
 from sfumato.common.job import AnalysisJob, ChurnNetJob
@@ -51,7 +51,7 @@ class TwoRounds:
 
 @pytest.fixture
 def analysis(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    monkeypatch.setattr(analyses, "build", lambda *_: TwoRounds())
+    monkeypatch.setattr(catalogue, "build", lambda *_: TwoRounds())
     _plan.cache_clear()
 
     def job(mode: str, repeats: int | None = None, epsilon: float = 1.0) -> AnalysisJob:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sfumato.common import analyses
+from sfumato.common.analyses import catalogue
 from sfumato.common.analyses.analysis import NoisySum
 from sfumato.common.contract import Contract
 from sfumato.common.errors import BadInput
@@ -226,7 +226,7 @@ def drift_run(home: CoordinatorHome, contract: Contract, schema: bins.Schema, ru
     }
     job = ANY_JOB.validate_python({**head, "privacy": {"target_epsilon": 0.5}, "question": question})
     signed = sign_job(job, contract, home.job_key(), valid_for=timedelta(hours=1))
-    asked = analyses.build("drift", job.question, contract)
+    asked = catalogue.build("drift", job.question, contract)
     counts = [np.maximum(c.counts, 0) for c in schema.columns]
     counts[0] = np.roll(counts[0], 1) * ages + counts[0] * (1 - ages)
     answer = asked.read([NoisySum(np.concatenate(counts), 3.0)])

@@ -14,7 +14,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from sfumato.common import analyses
+from sfumato.common.analyses import catalogue
 from sfumato.common.analyses.parts import part
 from sfumato.common.errors import BadInput
 from sfumato.server.pages import source
@@ -210,7 +210,7 @@ def test_the_chinese_catalogue_has_every_phrase_and_no_other() -> None:
 
 
 def test_the_chinese_catalogue_knows_only_kinds_that_are() -> None:
-    assert set(tomllib.loads(source("zh.toml"))["kinds"]) <= set(analyses.CATALOGUE)
+    assert set(tomllib.loads(source("zh.toml"))["kinds"]) <= set(catalogue.CATALOGUE)
 
 
 def test_words_are_translated_and_the_contracts_are_not() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from sfumato.common import analyses
+from sfumato.common.analyses import catalogue
 from sfumato.common.analyses.analysis import NoisySum
 from sfumato.common.contract import Contract
 from sfumato.common.learners import bins
@@ -58,7 +58,7 @@ def test_one_segment_is_none(full_home: CoordinatorHome) -> None:
 
 
 def test_a_drift_report_names_what_has_shifted(bank_contract: Contract, bank_schema: bins.Schema) -> None:
-    asked = analyses.build("drift", {"known": bank_schema.model_dump(mode="json")}, bank_contract)
+    asked = catalogue.build("drift", {"known": bank_schema.model_dump(mode="json")}, bank_contract)
     counts = [np.maximum(c.counts, 0) for c in bank_schema.columns]
     counts[0] = np.roll(counts[0], 1)
     answer = json.loads(json.dumps(asked.read([NoisySum(np.concatenate(counts), 3.0)])))

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from sfumato.common import analyses
+from sfumato.common.analyses import catalogue
 from sfumato.common.errors import BadInput
 
 PAGES = "docs/analyses"
@@ -29,7 +29,7 @@ class Key:
 
 
 def kinds() -> tuple[str, ...]:
-    return tuple(analyses.CATALOGUE)
+    return tuple(catalogue.CATALOGUE)
 
 
 def question_of(kind: str) -> str:
@@ -72,7 +72,7 @@ def _checkout() -> Path:
 
 
 def _module(kind: str) -> Any:
-    for known, module in analyses.CATALOGUE.items():
+    for known, module in catalogue.CATALOGUE.items():
         if known == kind:
             return module
     raise BadInput(f"no analysis {kind!r}", hint=f"There are: {', '.join(kinds())}.")

@@ -15,7 +15,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from sfumato.common import analyses
+from sfumato.common.analyses import catalogue as analyses
 from sfumato.common.analyses.analysis import Analysis
 from sfumato.common.analyses.grouped_scores import GroupedScores
 from sfumato.common.canonical import canonical_bytes, content_hash

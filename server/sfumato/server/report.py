@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sfumato.common import analyses
+from sfumato.common.analyses import catalogue
 from sfumato.common.contract import Contract, Role
 from sfumato.common.notes import Checkpoint
 from sfumato.server import report_figures as figures
@@ -105,7 +105,7 @@ def render_report(
     if finished and histogram is not None and noise is not None:
         curves = score_curves(histogram, noise)
     kind = str(result.get("kind", "churn-net"))
-    trained = kind not in analyses.CATALOGUE
+    trained = kind not in catalogue.CATALOGUE
     branches = [_branch(b, result) for b in _dicts(result.get("per_branch"))]
     metrics = _metrics(result)
     return render(
