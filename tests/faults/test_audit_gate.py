@@ -146,13 +146,19 @@ class Muted(SecureRandom):
         return np.zeros(size)
 
 
+def mute(patch: pytest.MonkeyPatch, vault: Vault) -> None:
+    """No noise of its own any more, in sums and in training."""
+    for noisy in (vault, vault._training):
+        patch.setattr(noisy, "_rng", Muted())
+
+
 def noise_forgotten(patch: pytest.MonkeyPatch, vaults: dict[str, Vault]) -> None:
     for vault in vaults.values():
-        patch.setattr(vault, "_rng", Muted())
+        mute(patch, vault)
 
 
 def one_branch_silent(patch: pytest.MonkeyPatch, vaults: dict[str, Vault]) -> None:
-    patch.setattr(vaults[SILENT], "_rng", Muted())
+    mute(patch, vaults[SILENT])
 
 
 def noise_over_n(patch: pytest.MonkeyPatch, vaults: dict[str, Vault]) -> None:
