@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sfumato.common.analyses.catalogue import build
 from sfumato.common.analyses.analysis import NoisySum
+from sfumato.common.analyses.catalogue import build
 from sfumato.common.contract import Contract
 from sfumato.server.report import render_report
 from sfumato.server.report_portrait import portrait_of
