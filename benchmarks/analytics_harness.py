@@ -53,6 +53,7 @@ class Case:
     branches: tuple[Columns, ...]
     pairs: Callable[[Mapping[str, Any]], Pairs]
     drawn: Drawn | None = None  # more of the question, which an earlier job left: anew for every seed
+    repeats: int | None = None  # as the job reserves them
 
     def job(self, epsilon: float, more: Mapping[str, Any] = _NOTHING) -> AnalysisJob:
         return AnalysisJob.model_validate(
@@ -62,7 +63,7 @@ class Case:
                 "purpose": "to measure an analysis",
                 "contract": self.contract.name,
                 "privacy": {"mode": "secure-sum", "target_epsilon": epsilon, "delta": DELTA, "colluders": 1},
-                "federation": {"min_branches": max(3, len(self.branches))},
+                "federation": {"min_branches": max(3, len(self.branches)), "repeats": self.repeats},
                 "question": {**self.question, **more},
             }
         )

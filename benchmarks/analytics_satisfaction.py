@@ -15,7 +15,6 @@ from analytics_harness import Bar, Case, Columns, Pairs, answers, bank_columns, 
 
 from sfumato.common.analyses.domains import domain
 from sfumato.common.contract import Contract, load_contract
-from sfumato.common.job import AnalysisJob
 from sfumato.common.learners.driver_moments import Driver
 from sfumato.lab.samplebank import generate
 
@@ -224,16 +223,8 @@ def _error(answer: Mapping[str, Any], truth: float) -> float:
     return abs(float(answer["parts"][0]["rows"][0]["nps"]["value"]) - truth)
 
 
-class Single(Case):
-    """A case whose job reserves no repeat."""
-
-    def job(self, epsilon: float) -> AnalysisJob:
-        job = super().job(epsilon)
-        return job.model_copy(update={"federation": job.federation.model_copy(update={"repeats": 0})})
-
-
 def thousand(nps: int, branches: int) -> Case:
-    """So many answers with that score, among five times as many customers."""
+    """So many answers with that score, among five times as many customers; the job reserves no repeat."""
     contract = Contract.model_validate(
         {
             "version": 1,
@@ -253,8 +244,14 @@ def thousand(nps: int, branches: int) -> Case:
     promoters = (700 + 10 * nps) // 2
     given = [9.0] * promoters + [3.0] * (700 - promoters) + [7.0] * 300
     columns = {"nps": pa.array(given + [None] * (4 * ANSWERS), pa.int64())}
-    return Single(
-        "a thousand answers", contract, "satisfaction", {"nps": "nps"}, split(columns, branches), partial(_no)
+    return Case(
+        "a thousand answers",
+        contract,
+        "satisfaction",
+        {"nps": "nps"},
+        split(columns, branches),
+        partial(_no),
+        repeats=0,
     )
 
 
