@@ -247,8 +247,9 @@ def reach(
     """Say to which day the data reach, once a new month is loaded: standing questions are then told that month."""
     from sfumato.client.home import BranchHome
 
-    before = BranchHome(home).reach(day.date(), date.today())
-    console.print(f"The data of {BranchHome(home).name} reach {day.date()} (before: {before}).")
+    branch = BranchHome(home)
+    before = branch.reach(day.date(), date.today())
+    console.print(f"The data of {branch.name} reach {day.date()} (before: {before}).")
 
 
 @app.command()

@@ -89,6 +89,11 @@ class Plan:
             raise Refusal(RefusalCode.ROUND_OUT_OF_ORDER)
         return self.asks[name]
 
+    @property
+    def stands(self) -> bool:
+        """Whether the rounds are periods of a standing question."""
+        return any(ask.charged for ask in self.asks.values())
+
     def epsilon(self, population: Population | None = None) -> float:
         """What a customer of this population may lose in all, or whoever may lose most; at the job's delta.
 

@@ -55,7 +55,6 @@ class Rounds(Conversation):
     ) -> None:
         super().__init__(exchange, signed, report, enrolled)
         self.plan = Plan.of(signed.job, signed.contract)
-        self.stands = any(ask.charged for ask in self.plan.asks.values())
         self.slots: list[Slots] = []
         self.sums = 0  # asked for, repeats included
         self.given_back: dict[str, set[str]] = {}
@@ -120,7 +119,7 @@ class Rounds(Conversation):
         """Whether a later run may go on after this: the way to the branches was cut, not the job ended. Then it is
         not to be closed. A standing question outlasts a run that failed: what it has told would be lost."""
         ended = isinstance(error, RunEnded)  # by a person
-        if self.stands and isinstance(error, JobFailed):
+        if self.plan.stands and isinstance(error, JobFailed):
             return self._journal.entries > 0 and not error.final
         cut = not isinstance(error, Exception) or (isinstance(error, Unavailable) and not ended)
         return self._journal.entries > 0 and (cut or (self._resumed and not self._is_open and not ended))

@@ -57,11 +57,11 @@ class Vault:
         ledger: Ledger,
         policy: Policy,
         job_keys: dict[str, Ed25519PublicKey],
+        memory: Memory,
+        reaches: Callable[[], date | None],
         approved: Callable[[], frozenset[str]] = frozenset,
         members: Members = dict,
         coordinator: Ed25519PublicKey | None = None,
-        memory: Memory | None = None,
-        reaches: Callable[[], date | None] = lambda: None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self.branch = branch
@@ -78,8 +78,7 @@ class Vault:
         self._jobs: dict[str, tuple[AnyJob, Plan]] = {}  # the one at hand
         self._data = WarmData(store, contract, keyring)
         self._contributing = Contributing(contract, self._data, self._rng)
-        if memory is not None:
-            memory.keep(self.door.open_jobs())
+        memory.keep(self.door.open_jobs())
         self._standing = StandingAnswers(self._data, memory, reaches)
         self._training = LocalTraining(contract, self._data, self.door, ledger, self._rng)
         self._witness = Witness(ledger, coordinator, now=now) if coordinator else None
@@ -192,7 +191,7 @@ class Vault:
                 delta=privacy.delta,
                 noise_multiplier=plan.noise_multiplier,
                 key=self._sums.share(signed.job_id, signed.job, signed.job_hash),
-                reaches=self._standing.reaches if self._question(signed.job) else None,
+                reaches=self._standing.reaches if plan.stands else None,
                 ledger=self._ledger.signed_head(),
             )
         )
@@ -262,14 +261,16 @@ class Vault:
         mask: Mask | None,
     ) -> GaussianSum:
         phantoms = self._phantoms(question.job_id, job)
-        standing = self._question(job)
-        if standing is None:
+        if not ask.charged:
             asked = self._contributing.of(
                 question.job_id, job, ask, question.round, body, question.bins, phantoms
             )
             return GaussianSum(asked.compute, noise, asked.l2_sensitivity, self._rng, mask)
         if body is not None:
             raise Refusal(RefusalCode.BAD_VECTOR)
+        assert isinstance(job, AnalysisJob)
+        standing = job.analysis(self._contract)
+        assert isinstance(standing, Standing)
         told = self.door.told(question.job_id)
         news = self._standing.news(question.job_id, standing, question.round, told)
         asked = of_news(news, ask, standing.length(question.round), phantoms)
@@ -283,13 +284,6 @@ class Vault:
             charged=ask.charged,
             told=news.digest,
         )
-
-    def _question(self, job: AnyJob) -> Standing | None:
-        """What the job asks, if that stands."""
-        if not isinstance(job, AnalysisJob):
-            return None
-        analysis = job.analysis(self._contract)
-        return analysis if isinstance(analysis, Standing) else None
 
     def _check_order(self, job_id: str, round_: int) -> None:
         """Never back; the last round may be asked again (the door says of whom)."""

@@ -198,16 +198,12 @@ class Contributing:
 
 def of_news(news: News, ask: Ask, length: int, phantoms: Phantoms) -> Contribution:
     """What is new in a period of a standing question."""
-    return _exact(lambda: news.parts(_rows_at_once(length)), ask.max_norm, phantoms)
-
-
-def _rows_at_once(length: int) -> int:
-    return max(PART_NUMBERS // max(1, length), 256)
+    return _exact(lambda: map(news.part, _parts(news.customers, length)), ask.max_norm, phantoms)
 
 
 def _parts(rows: int, length: int) -> Iterator[slice]:
     """Rows whose vectors of this length fit into memory together; one empty part of no rows."""
-    step = _rows_at_once(length)
+    step = max(PART_NUMBERS // max(1, length), 256)
     return (slice(start, start + step) for start in range(0, max(rows, 1), step))
 
 

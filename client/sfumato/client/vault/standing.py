@@ -7,7 +7,7 @@ anything else a customer could be told of more often than the bound counts.
 
 import hashlib
 import os
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -19,7 +19,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from sfumato.client.vault.customers import WarmData
-from sfumato.common.analyses.standing import Standing, Told
+from sfumato.common.analyses.standing import NOWHERE, Standing, Told
 from sfumato.common.contributions import Cells
 from sfumato.common.errors import Refusal, RefusalCode
 from sfumato.common.private_files import private_directory, replace
@@ -106,16 +106,17 @@ def _bound_to(job_id: str, period: int) -> bytes:
 
 @dataclass(frozen=True, repr=False)
 class News:
-    """One period's contributions, a part of the customers at a time, and what is remembered after them."""
+    """One period's contributions of so many customers, some at a time, and what is remembered after it."""
 
-    parts: Callable[[int], Iterator[Cells]]  # so many customers at a time
+    customers: int
+    part: Callable[[slice], Cells]
     digest: str
 
 
 class StandingAnswers:
     """What is new in each period. `reaches` says to which day the branch's data reach."""
 
-    def __init__(self, data: WarmData, memory: Memory | None, reaches: Callable[[], date | None]) -> None:
+    def __init__(self, data: WarmData, memory: Memory, reaches: Callable[[], date | None]) -> None:
         self._data = data
         self._memory = memory
         self._reaches = reaches
@@ -136,49 +137,37 @@ class StandingAnswers:
         Raises Refusal: NOT_YET where the data do not reach the period's day, MEMORY_LOST.
         """
         self.require(analysis.days[period])
-        if self._memory is None:
-            raise Refusal(RefusalCode.MEMORY_LOST)
         last = max((p for p in charged if p < period), default=None)
         was = None if last is None else self._memory.read(job_id, last, charged[last])
         if period in charged:  # asked again: what was told stands, whatever was loaded since
-            tokens, now = self._told_already(job_id, period, charged[period])
             digest = charged[period]
+            now = self._memory.read(job_id, period, digest)
         else:
-            here, states = self._customers(analysis, period)
-            tokens = here if was is None else np.union1d(here, was.tokens)
-            everyone = np.full(len(tokens), -1, dtype=np.int64)
-            everyone[np.searchsorted(tokens, here)] = states
-            now = analysis.paths.tell(self._before(analysis, was, tokens), everyone)
-            digest = self._memory.write(job_id, period, Remembered(tokens, now))
+            now = self._tell(analysis, period, was)
+            digest = self._memory.write(job_id, period, now)
             if last is not None:
                 self._memory.forget(job_id, before=last)
-        before = self._before(analysis, was, tokens)
+        before = _before(analysis, was, now.tokens)
         apart = None if last is None else period - last
 
-        def parts(size: int) -> Iterator[Cells]:
-            for start in range(0, max(len(tokens), 1), size):
-                some = slice(start, start + size)
-                yield analysis.paths.contribution(period, apart, before[some], now[some])
+        def part(some: slice) -> Cells:
+            return analysis.paths.contribution(period, apart, before[some], now.told[some])
 
-        return News(parts, digest)
+        return News(len(now.tokens), part, digest)
 
     def forget(self, job_id: str) -> None:
-        if self._memory is not None:
-            self._memory.forget(job_id)
+        self._memory.forget(job_id)
 
-    def _told_already(self, job_id: str, period: int, digest: str) -> tuple[Tokens, Told]:
-        assert self._memory is not None
-        found = self._memory.read(job_id, period, digest)
-        return found.tokens, found.told
+    def _tell(self, analysis: Standing, period: int, was: Remembered | None) -> Remembered:
+        """Of whoever was told of before or is here now."""
+        states = analysis.states(period, self._data.columns(analysis.columns, analysis.days[period]))
+        here = np.array(self._data.tokens, dtype=np.bytes_)
+        tokens = np.unique(here) if was is None else np.union1d(here, was.tokens)
+        everyone = np.full(len(tokens), NOWHERE, dtype=np.int64)
+        everyone[np.searchsorted(tokens, here)] = states
+        return Remembered(tokens, analysis.paths.tell(_before(analysis, was, tokens), everyone))
 
-    def _before(self, analysis: Standing, was: Remembered | None, tokens: Tokens) -> Told:
-        nothing = analysis.paths.nothing(len(tokens))
-        return nothing if was is None else was.of(tokens, nothing)
 
-    def _customers(self, analysis: Standing, period: int) -> tuple[Tokens, npt.NDArray[np.int64]]:
-        """Tokens, sorted, and where each is."""
-        columns = self._data.columns(analysis.columns, analysis.days[period])
-        states = analysis.states(period, columns)
-        tokens = np.array(self._data.tokens, dtype=np.bytes_)
-        order = np.argsort(tokens, kind="stable")
-        return tokens[order], states[order]
+def _before(analysis: Standing, was: Remembered | None, tokens: Tokens) -> Told:
+    nothing = analysis.paths.nothing(len(tokens))
+    return nothing if was is None else was.of(tokens, nothing)

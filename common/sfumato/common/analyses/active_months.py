@@ -19,9 +19,9 @@ OLDEST = 120  # months: ten years
 Bools = npt.NDArray[np.bool_]
 
 
-def last_day(as_of: date, month: int) -> str:
+def last_day(as_of: date, month: int) -> date:
     """Of the month that so many months came after."""
-    return (as_of - timedelta(days=Monthly.DAYS * month)).isoformat()
+    return as_of - timedelta(days=Monthly.DAYS * month)
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class ActiveMonths:
 
     def until(self, month: int) -> str:
         """The last day of a month."""
-        return last_day(self.as_of, month)
+        return last_day(self.as_of, month).isoformat()
 
     def read(self, values: Any) -> Bools:
         """Lists of dates, one a customer, to bool [n, OLDEST], the oldest month first."""

@@ -69,9 +69,8 @@ def restless_part(value: float, std: float, found: Counted) -> dict[str, Any]:
     return part("restless", [], units, [row])
 
 
-def everyone(found: Counted, month: int = -1) -> Number:
-    """All customers of a month."""
-    t = month % found.everyone.shape[1]
+def everyone(found: Counted, t: int) -> Number:
+    """All customers of month t."""
     value, reach = float(found.everyone[:, t].sum()), REACH * sqrt(found.whole(t)[0] * len(found.everyone))
     return number(value, value - reach, value + reach)
 
@@ -87,11 +86,11 @@ def _rows(
     """Of some groups together."""
     many, counts = len(groups), found.counts[groups].sum(axis=0)
     for t, day in enumerate(until):
+        if not shown[t]:
+            continue
         whole, shared = (many * v for v in found.whole(t))
         everybody = float(found.everyone[groups, t].sum())
         for s, state in enumerate(states):
-            if not shown[t]:
-                continue
             value, spread = float(counts[t, s]), many * found.covariance(t, s, t, s)
             reach = REACH * sqrt(spread)
             row: dict[str, Any] = {

@@ -21,10 +21,9 @@ import numpy.typing as npt
 from sfumato.common.analyses.analysis import NoisySum
 from sfumato.common.analyses.domains import Domain
 from sfumato.common.analyses.estimates import LEVEL
-from sfumato.common.analyses.followed import Followed, follow
+from sfumato.common.analyses.followed import Followed
 from sfumato.common.analyses.month_parts import everyone, month_parts, restless_part
 from sfumato.common.analyses.standing import NOWHERE, RESTLESS, StandingPaths
-from sfumato.common.contract import Contract
 from sfumato.common.contributions import Cells
 
 Floats = npt.NDArray[np.float64]
@@ -33,25 +32,27 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class StandingTrend:
-    """States of what is followed, month by month. `changes`: None for any number."""
+    """States of what is followed, read anew for each month. `changes`: None for any number."""
 
-    contract: Contract
-    followed: Followed
-    group: Domain | None
     follow: str
-    quiet: int
-    bins: int
+    followed: tuple[Followed, ...]
+    group: Domain | None
     changes: int | None
     days: tuple[date, ...]
 
     @cached_property
     def paths(self) -> StandingPaths:
         groups = len(self.group.cells) if self.group else 1
-        return StandingPaths(groups * len(self.followed.states), len(self.days), self.changes)
+        return StandingPaths(groups * len(self._names), len(self.days), self.changes)
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        """Of the states, in every month."""
+        return self.followed[0].states
 
     @property
     def columns(self) -> tuple[str, ...]:
-        return (*self.followed.columns, *([self.group.name] if self.group else ()))
+        return (*self.followed[0].columns, *([self.group.name] if self.group else ()))
 
     @cached_property
     def shares(self) -> tuple[float, ...]:
@@ -70,12 +71,11 @@ class StandingTrend:
 
     def states(self, round_: int, columns: Mapping[str, Any]) -> Ints:
         """Cells of groups and states, the last fastest; columns as of the month's last day."""
-        then = self.contract.on(self.days[round_])
-        state = follow(then, self.follow, 1, self.quiet, self.bins).read(columns)[:, 0]
+        state = self.followed[round_].read(columns)[:, 0]
         group = np.zeros(len(state), dtype=np.int64)
         if self.group:
             group = self.group.codes(columns[self.group.name])
-        return np.where((group < 0) | (state < 0), NOWHERE, group * len(self.followed.states) + state)
+        return np.where((group < 0) | (state < 0), NOWHERE, group * len(self._names) + state)
 
     def contribute(self, round_: int, columns: Mapping[str, Any], asked: object) -> Cells:
         raise TypeError(
@@ -87,14 +87,14 @@ class StandingTrend:
     def read(self, totals: list[NoisySum]) -> dict[str, Any]:
         """Of as many months as there are totals. Parts: months (all customers), groups if asked for, restless if
         changes are bounded."""
-        found = StandingCounts.of(self.paths, totals, len(self.followed.states))
+        found = StandingCounts.of(self.paths, totals, len(self._names))
         whole = self._whole(totals)
         until = [day.isoformat() for day in self.days[: len(totals)]]
-        parts = month_parts(found, until, self.follow, self.followed.states, self.group, whole)
+        parts = month_parts(found, until, self.follow, self._names, self.group, whole)
         if self.changes is not None:
             value = sum(float(t.values[-1]) for t in totals) / RESTLESS
             parts.append(restless_part(value, sqrt(sum(t.std**2 for t in totals)) / RESTLESS, found))
-        latest = max((t for t in range(len(until)) if whole[t]), default=0)
+        latest = max(t for t in range(len(until)) if whole[t])
         return {
             "level": LEVEL,
             "customers": everyone(found, latest),

@@ -14,7 +14,6 @@ right for everybody. How many they are is counted, too. (decisions/0021: layouts
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import timedelta
 from functools import cached_property
 from math import sqrt
 from typing import Any, Self
@@ -35,7 +34,7 @@ from sfumato.common.analyses.standing_trend import StandingTrend
 from sfumato.common.contract import Contract
 from sfumato.common.contributions import Cells
 from sfumato.common.errors import BadInput
-from sfumato.common.learners.encoding import MOST_MONTHS, Monthly
+from sfumato.common.learners.encoding import MOST_MONTHS
 
 Ints = npt.NDArray[np.int64]
 
@@ -66,30 +65,20 @@ class Question(BaseModel):
 
 def build(question: Question, contract: Contract) -> Analysis:
     """Raises BadInput on what cannot be followed by month, a group without public cells, and too many cells."""
-    if question.ahead is not None:
-        return _standing(question, question.ahead, contract)
-    followed = follow(contract, question.follow, question.months, question.quiet, question.bins)
-    group = domain(contract, question.group, question.bins) if question.group else None
+    ahead, q = question.ahead or 0, question
+    group = domain(contract, q.group, q.bins) if q.group else None
+    followed = follow(contract, q.follow, 1 if ahead else q.months, q.quiet, q.bins)
     assert contract.as_of is not None
-    until = tuple(last_day(contract.as_of, m) for m in reversed(range(question.months)))
-    found = Trend(followed, group, question, until)
-    _few_enough(found.length(0))
-    return found
-
-
-def _standing(question: Question, ahead: int, contract: Contract) -> StandingTrend:
-    group = domain(contract, question.group, question.bins) if question.group else None
-    changes = question.changes
-    if changes is not None and changes >= question.months - 1:
-        changes = None
-    followed = follow(contract, question.follow, 1, question.quiet, question.bins)
-    assert contract.as_of is not None
-    first = Monthly.DAYS * (question.months - 1 - ahead)
-    days = tuple(contract.as_of + timedelta(days=Monthly.DAYS * m - first) for m in range(question.months))
-    q = question
-    found = StandingTrend(contract, followed, group, q.follow, q.quiet, q.bins, changes, days)
-    _few_enough(question.months * found.length(0))
-    return found
+    days = tuple(last_day(contract.as_of, m) for m in reversed(range(-ahead, q.months - ahead)))
+    if not ahead:
+        found = Trend(followed, group, q, tuple(day.isoformat() for day in days))
+        _few_enough(found.length(0))
+        return found
+    changes = q.changes if q.changes is not None and q.changes < q.months - 1 else None
+    each = tuple(follow(contract.on(day), q.follow, 1, q.quiet, q.bins) for day in days)
+    standing = StandingTrend(q.follow, each, group, changes, days)
+    _few_enough(q.months * standing.length(0))
+    return standing
 
 
 def _few_enough(cells: int) -> None:
@@ -165,7 +154,7 @@ class Trend:
             parts.append(restless_part(float(total.values[-1]) / RESTLESS, total.std / RESTLESS, found))
         return {
             "level": LEVEL,
-            "customers": everyone(found),
+            "customers": everyone(found, 0),
             "notes": list(self._notes()),
             "parts": parts,
         }
