@@ -36,7 +36,7 @@ from sfumato.server.home import Branch, CoordinatorHome
 from sfumato.server.interrupted import find_interrupted, give_up, job_to_resume, waiting_run
 from sfumato.server.job_run import JobOutcome
 from sfumato.server.results import run_job
-from sfumato.server.run_files import JOURNAL, left_open, read_result
+from sfumato.server.run_files import JOURNAL, left_open, read_result, waits_for
 from sfumato.server.standing import valid_for
 
 pytestmark = pytest.mark.slow
@@ -255,6 +255,9 @@ def test_months_are_told_as_they_come_for_the_one_charge(bank: Bank) -> None:
     result = read_result(first)
     assert (result["state"], result["waits_for"]) == ("finished", DAYS[3].isoformat())
     assert result["behind"] == sorted(v.branch for v in bank.vaults.values())
+    (begun := bank.runs / "99").mkdir()
+    assert waits_for(first) == DAYS[3].isoformat() and waits_for(begun) is None
+    begun.rmdir()
     assert left_open(bank.runs) == {}  # the branches keep what is set aside for it
     with contextlib.closing(bank.home.open_ledger()) as ledger:
         assert find_interrupted(bank.runs, ledger) == []  # and it was not cut short

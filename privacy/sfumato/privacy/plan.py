@@ -34,7 +34,8 @@ ROUNDS_A_REPEAT = 20  # of secure sums, where the job does not say how many repe
 class Ask:
     """One bounded sum of one round: whose, how long a customer's vector may be, and the noise over that length.
 
-    `sample_rate` is the Poisson rate at which each branch takes its customers; 1 takes all.
+    `sample_rate` is the Poisson rate at which each branch takes its customers; 1 takes all. `charged`, of a standing
+    question alone, is what each of its periods costs, as noise multipliers.
     """
 
     what: str
@@ -42,9 +43,7 @@ class Ask:
     noise_multiplier: float
     sample_rate: float
     max_norm: float
-    charged: tuple[
-        float, ...
-    ] = ()  # of a standing question: what each of its periods costs, as a noise multiplier
+    charged: tuple[float, ...] = ()
 
     def l2_sensitivity(self, length: int) -> int:
         """Of a vector of this length, in grid steps. Gradients are summed in floating point, by a public bound on

@@ -251,13 +251,16 @@ def job_list(home: Coordinator) -> None:
         runs = control.list_runs()
     finally:
         control.close()
-    kept = (Column(name, no_wrap=True) for name in ("run", "state"))  # a number that is cut names no run
-    table = Table(next(kept), "job", next(kept), "submitted", "why", box=None)
+    number, state = (
+        Column("run", no_wrap=True),
+        Column("state", no_wrap=True),
+    )  # a number that is cut names no run
+    table = Table(number, "job", state, "submitted", "why", box=None)
     for run in runs:
-        state = run.sub_status if run.finished else run.status
+        said = run.sub_status if run.finished else run.status
         if day := waits_for(run_directory(loaded, run.run_id)):
-            state = f"waits for {day}"
-        table.add_row(str(run.run_id), _job_name(run.job), state, _short_time(run.submitted_at), run.details)
+            said = f"waits for {day}"
+        table.add_row(str(run.run_id), _job_name(run.job), said, _short_time(run.submitted_at), run.details)
     console.print(table)
 
 

@@ -45,9 +45,7 @@ class BranchRecord:
     bytes_sent: int = 0
     key: messages.KeyShare | None = None
     canaries: str = ""
-    reaches: date | None = (
-        None  # of a standing question: the day to which its data reach, since it opened the job
-    )
+    reaches: date | None = None  # the day to which its data reach; of a standing question, since it opened it
     heads: list[messages.LedgerHead] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:

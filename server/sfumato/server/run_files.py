@@ -98,7 +98,7 @@ def may_be_resumed(directory: Path, result: dict[str, Any]) -> bool:
 
 def waits_for(directory: Path) -> str | None:
     """The day for which a standing question waits, if this is the run to be resumed then."""
-    if not directory.is_dir():
+    if not (directory / "result.json").is_file():  # it has only begun
         return None
     result = read_result(directory)
     return str(result["waits_for"]) if "waits_for" in result and may_be_resumed(directory, result) else None
